@@ -1,1 +1,20 @@
-"""."""
+"""Callbacks that keep the methods small: teachers, queues, probes, pictures."""
+
+from sslmodules.callbacks.collapse import Collapse
+from sslmodules.callbacks.embeddings import EmbeddingWriter
+from sslmodules.callbacks.knn import OnlineKNN
+from sslmodules.callbacks.momentum import MomentumUpdate
+from sslmodules.callbacks.pictures import Pictures
+from sslmodules.callbacks.probe import OnlineLinearProbe
+from sslmodules.callbacks.queue import FeatureQueue, QueueUpdate
+
+__all__ = [
+    "Collapse",
+    "EmbeddingWriter",
+    "FeatureQueue",
+    "MomentumUpdate",
+    "OnlineKNN",
+    "OnlineLinearProbe",
+    "Pictures",
+    "QueueUpdate",
+]

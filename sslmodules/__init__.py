@@ -10,3 +10,8 @@ _root = Path(__file__).resolve().parent.parent
 _setup = _root / "setup.cfg"
 if _setup.is_file() and "name = sslmodules\n" in _setup.read_text(encoding="utf-8"):
     __path__.append(str(_root))
+
+from sslmodules.contrastive import MoCo, MoCoV3, SimCLR  # noqa: E402
+from sslmodules.module import SSLModule, load  # noqa: E402
+
+__all__ = ["MoCo", "MoCoV3", "SSLModule", "SimCLR", "load"]

@@ -1,1 +1,7 @@
-"""."""
+"""Contrastive methods."""
+
+from sslmodules.contrastive.moco import MoCo
+from sslmodules.contrastive.moco_v3 import MoCoV3
+from sslmodules.contrastive.simclr import SimCLR
+
+__all__ = ["MoCo", "MoCoV3", "SimCLR"]

@@ -1,1 +1,17 @@
-"""."""
+"""Building encoders by name, and reading features from any of them."""
+
+from sslmodules.encoders.build import create_encoder, feature_dim, pool, stage_maps
+from sslmodules.encoders.convnet import ConvNet
+from sslmodules.encoders.split_batch_norm import SplitBatchNorm2d, split_batch_norm
+from sslmodules.encoders.vit import moco_v3_vit
+
+__all__ = [
+    "ConvNet",
+    "SplitBatchNorm2d",
+    "create_encoder",
+    "feature_dim",
+    "moco_v3_vit",
+    "pool",
+    "split_batch_norm",
+    "stage_maps",
+]

@@ -1,0 +1,83 @@
+"""Where probes get features and labels from, for our methods and for any other LightningModule."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+Reads = Literal["features", "projections"]
+
+
+class Labeled(NamedTuple):
+    """Detached features (B, D) in fp32 and their labels (B,); a label below 0 means that there is none."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Forward passes that leave no trace: eval mode, no gradient, no random number consumed, every flag restored."""
+    flags = [(m, m.training) for m in module.modules()]
+    devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        module.eval()
+        try:
+            yield
+        finally:
+            for m, training in flags:
+                m.training = training
+
+
+def labeled_features(
+    trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, reads: Reads = "features"
+) -> Labeled | None:
+    """Features of the images that have labels; None where the batch has none.
+
+    Labeled images that ride along (``"labeled_image"``) come first; else the features that the step has computed; else
+    the module is run on the batch's images. What had to be computed is kept in ``outputs`` for the next callback.
+
+    Raises:
+        ValueError: the module gives no matrix of features.
+    """
+    if isinstance(batch, Mapping) and "labeled_image" in batch:
+        images, labels, cache = batch["labeled_image"], batch["labeled_label"], f"_riding_{reads}"
+    elif isinstance(batch, Mapping):
+        images, labels, cache = batch.get("image"), batch.get("label"), reads
+    elif isinstance(batch, Sequence) and len(batch) == 2:
+        images, labels, cache = batch[0], batch[1], reads
+    else:
+        return None
+    if not isinstance(labels, Tensor) or labels.ndim != 1:
+        return None
+    known = outputs.get(cache) if isinstance(outputs, Mapping) else None
+    if not isinstance(known, Tensor):
+        with frozen(module), trainer.precision_plugin.forward_context():
+            known = module(images)
+            if reads == "projections":
+                known = module.project(known)
+        if not isinstance(known, Tensor) or known.ndim != 2 or len(known) != len(labels):
+            got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
+            raise ValueError(
+                f"{type(module).__name__}.forward gave {got} for {len(labels)} images; a probe needs features (B, D)"
+            )
+        if isinstance(outputs, dict):
+            outputs[cache] = known
+    if len(known) != len(labels):
+        raise ValueError(f"the step gave features of {len(known)} images for {len(labels)} labels; give one a label")
+    return Labeled(known.detach().float(), labels)
+
+
+def number_of_classes(trainer: Trainer, given: int | None, who: str) -> int:
+    """Resolve the number of classes: as given, else what the DataModule says.
+
+    Raises:
+        ValueError: neither.
+    """
+    classes = given if given is not None else getattr(getattr(trainer, "datamodule", None), "num_classes", None)
+    if classes is None:
+        raise ValueError(f"{who} does not know the number of classes and the DataModule has no num_classes; pass it")
+    return int(classes)

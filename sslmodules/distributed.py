@@ -1,0 +1,47 @@
+"""Collectives that say the single-process case aloud: without a process group each is the identity."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process, from 0; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(out, x.contiguous())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # Every rank's loss reads this rank's rows, so their gradients are summed before our own part is cut out.
+        grad = grads[0].contiguous().clone()
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all ranks in the order of the ranks, with gradient.
+
+    The gradient that comes back is the sum over ranks. Under DDP, which averages gradients, a loss that is a mean over
+    the local rows then needs no factor of the world size.
+
+    Args:
+        x: (B, ...), the same shape on every rank.
+
+    Returns:
+        (W·B, ...): rows ``rank()·B`` to ``(rank() + 1)·B`` are this rank's own. ``x`` itself in a single process.
+    """
+    return _Gather.apply(x) if world_size() > 1 else x

@@ -1,0 +1,391 @@
+"""The contract that all methods share: batches in, views, one loss, features out."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from sslmodules.batch import check_images, unpack
+from sslmodules.callbacks.momentum import MomentumUpdate
+from sslmodules.callbacks.queue import FeatureQueue, QueueUpdate
+from sslmodules.distributed import rank, world_size
+from sslmodules.encoders import create_encoder, feature_dim, pool, stage_maps
+from sslmodules.hyperparameters import save_init_arguments
+from sslmodules.optim import parameter_groups, warmup_cosine
+from sslmodules.precision import full_precision
+from sslmodules.views import denormalize, normalize, to_float
+
+# What `loss` returns besides metrics: these are handed to the callbacks and not logged as metrics.
+NOT_METRICS = ("loss", "features", "projections", "keys", "labels")
+
+
+class SSLModule(LightningModule):
+    """A self-supervised method: subclasses write ``__init__``, :meth:`make_views` and :meth:`loss`.
+
+    Images are everywhere what a loader yields: uint8, or float in [0, 1], (B, C, H, W). ``module(images)`` gives the
+    representation, so nobody can feed the encoder what it was not trained on.
+
+    Args:
+        encoder: a name for :func:`sslmodules.encoders.create_encoder`, or any module that gives (B, D), (B, N, D) or
+            (B, D, H, W).
+        encoder_args: further arguments of a named encoder, such as ``{"pretrained": True}``.
+        in_channels: channels of the images.
+        size: side of the views in pixels; None makes them as large as the images that come in.
+        mean: per-channel mean that :meth:`preprocess` subtracts, in units of [0, 1]; None does not normalise.
+        std: per-channel standard deviation that it divides by.
+        undo_normalization: ``(mean, std)`` of a normalisation that the loader has already applied; it is undone first.
+        optimizer: Lightning's ``OptimizerCallable``, parameter groups -> optimizer; None takes the method's recipe.
+        lr_scheduler: ``LRSchedulerCallable``, optimizer -> scheduler (stepped every epoch); None takes the recipe's.
+        learning_rate: of the recipe, for a batch of :attr:`lr_batch_size` images over all devices and accumulated
+            batches; it is scaled in proportion. With ``lr_batch_size = None`` it is taken as it is.
+        weight_decay: of the recipe; norms and biases have none.
+        warmup_epochs: epochs of linear warm-up in the recipe's schedule, counted in optimizer steps.
+
+    Raises:
+        ValueError: an unknown encoder (with the nearest names), or a mean and std that do not fit the channels.
+
+    >>> from torch.nn import functional as F
+    >>> class Agree(SSLModule):  # a new method: views and a loss
+    ...     def make_views(self, images):
+    ...         return [self.normalize(to_float(images)), self.normalize(to_float(images).flip(-1))]
+    ...     def loss(self, views):
+    ...         a, b = (self.encode(v) for v in views)
+    ...         return {"loss": -F.cosine_similarity(a, b).mean(), "features": a.detach()}
+    >>> method = Agree("conv4")
+    >>> method(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape
+    torch.Size([2, 256])
+    """
+
+    input_kind: ClassVar[str] = "image"  # image: uint8 or [0, 1]; sound: [-1, 1]; video: as image, (B, T, C, H, W)
+    lr_batch_size: ClassVar[int | None] = 256
+
+    momentum: float | None = None  # of the teachers, where there are momentum_pairs; see MomentumUpdate
+    momentum_rises: bool = True  # towards 1 by a cosine over the run
+    queue: FeatureQueue | None  # filled by QueueUpdate
+    projector: nn.Module | None
+
+    def __init__(
+        self,
+        encoder: str | nn.Module = "resnet50",
+        *,
+        encoder_args: dict[str, Any] | None = None,
+        in_channels: int = 3,
+        size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        undo_normalization: tuple[list[float], list[float]] | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup_epochs: float = 0,
+    ) -> None:
+        super().__init__()
+        save_init_arguments(self)
+        if in_channels != 3 and mean is not None and len(mean) == 3:
+            raise ValueError(
+                f"in_channels is {in_channels} but mean and std are those of 3 channels; pass mean and std of your data"
+            )
+        self.queue = None
+        self.projector = None
+        self.in_channels = in_channels
+        self.size = size
+        self.mean, self.std = _channel_stats(mean, std, in_channels)
+        self.undo_normalization = _channel_stats(*undo_normalization, in_channels) if undo_normalization else None
+        self.optimizer_callable = optimizer
+        self.lr_scheduler_callable = lr_scheduler
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_epochs = warmup_epochs
+        if isinstance(encoder, str):
+            encoder = create_encoder(encoder, in_channels, size, **(encoder_args or {}))
+        self.encoder = encoder
+        self.feature_dim = feature_dim(encoder, in_channels, size)
+        self.generator: torch.Generator | None = None  # of the current batch, for make_views
+        self._seed: int | None = None
+        self._checked: set[str] = set()
+
+    # --- what a method writes ---------------------------------------------------------------------------------------
+
+    def make_views(self, images: Tensor) -> Any:
+        """Turn images into what :meth:`loss` reads, on their device, in fp32 and without gradient.
+
+        Args:
+            images: (B, C, H, W), uint8 or float in [0, 1]. All randomness comes from ``self.generator``, which is
+                keyed by seed, rank and batch, so that a resumed run draws the same.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how views are made: write make_views(images)")
+
+    def loss(self, views: Any) -> dict[str, Any]:
+        """Compute the loss of one batch, deterministic apart from dropout.
+
+        Returns:
+            ``"loss"``; ``"features"``, the detached representation (B, D) or None, and ``"projections"`` (B, d), which
+            the probes read; ``"keys"`` for a queue; and any scalar metric by its name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no loss: write loss(views)")
+
+    @property
+    def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Pairs (student, teacher) that :class:`~sslmodules.callbacks.MomentumUpdate` moves; a method adds its own."""
+        return []
+
+    def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+        """Build the method's own optimizer, for when none was given; ``lr`` is already scaled to the batch."""
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=self.weight_decay)
+
+    def recipe_schedule(self, step: int, steps_per_epoch: float, total: float) -> float:
+        """Give the factor on the learning rate after ``step`` of ``total`` optimizer steps: warm-up, then cosine."""
+        return warmup_cosine(step, int(self.warmup_epochs * steps_per_epoch), total)
+
+    # --- from images to features ------------------------------------------------------------------------------------
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Subtract the module's mean and divide by its std, per channel; floats (B, C, H, W) in [0, 1]."""
+        return images if self.mean is None else normalize(images, self.mean, self.std)  # type: ignore[arg-type]
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Make what the encoder eats of what a loader yields: fp32, normalised."""
+        return self.normalize(to_float(self._undo(images)))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Representation (B, D) of preprocessed images or views: the encoder's output, pooled."""
+        return pool(self.encoder(x))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Representation (B, D) of images as a loader yields them."""
+        return self.encode(self.preprocess(images))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Projection z of the representation h, what the loss compares; h itself in a method without projector."""
+        return features if self.projector is None else self.projector(features)
+
+    def features(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Maps (B, C, H, W) of chosen stages of the encoder; see :func:`sslmodules.encoders.stage_maps`."""
+        return stage_maps(self.encoder, self.preprocess(images), stages)
+
+    def pictures(self, images: Tensor) -> dict[str, Tensor]:
+        """Show what the method sees: name -> (rows, columns, C, H, W) in [0, 1]. Here one row an image: it, its views.
+
+        Views whose size differs from the image's are not shown beside it.
+        """
+        views = self._views(images)
+        images = to_float(self._undo(images))
+        shown = [v if self.mean is None else denormalize(v, self.mean, self.std) for v in views]  # type: ignore[arg-type]
+        first = [images] if images.shape[-2:] == shown[0].shape[-2:] else []
+        return {"views": torch.stack([*first, *(v for v in shown if v.shape == shown[0].shape)], 1).clamp(0, 1)}
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Views, loss, log. Returns what :meth:`loss` returned and the labels, for the callbacks."""
+        # Counted over batches and not optimizer steps: two accumulated batches must not share their views.
+        count = batch_idx if self._trainer is None else self.trainer.fit_loop.epoch_loop.total_batch_idx
+        return self._step(batch, "train", count)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Report the pretext task on held-out images; hand the features of the images themselves to the callbacks."""
+        return self._evaluation_step(batch, "val", batch_idx, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """As :meth:`validation_step`."""
+        return self._evaluation_step(batch, "test", batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
+        """``"features"`` (B, D) of a batch and its ``"labels"`` (B,) or None."""
+        images, labels, views = unpack(batch)
+        if images is None:
+            raise ValueError(f"predicting needs images, the batch holds {len(views or [])} ready-made views")
+        self._check_first(images, "predict")
+        return {"features": self(images), "labels": labels}
+
+    def _evaluation_step(self, batch: Any, stage: str, batch_idx: int, dataloader_idx: int) -> dict[str, Any]:
+        out = self._step(batch, stage, f"{stage} {dataloader_idx} {batch_idx}")
+        images = unpack(batch).images
+        if images is not None:
+            out["features"] = self(images)
+            out["projections"] = self.project(out["features"])
+        return out
+
+    def _step(self, batch: Any, stage: str, count: int | str) -> dict[str, Any]:
+        images, labels, views = unpack(batch)
+        if images is not None:
+            self._check_first(images, stage)
+        with self._keyed_randomness(count):
+            out = dict(self.loss(self._views(images) if views is None else views))  # type: ignore[arg-type]
+        b = len(images if images is not None else views[0])  # type: ignore[index]
+        metrics = {f"{stage}/{k}": v for k, v in out.items() if k not in NOT_METRICS}
+        train = stage == "train"
+        self.log(f"{stage}/loss", out["loss"], prog_bar=train, sync_dist=not train, batch_size=b)
+        self.log_dict(metrics, sync_dist=not train, batch_size=b)
+        out["labels"] = labels
+        return out
+
+    def _views(self, images: Tensor) -> Any:
+        with torch.no_grad(), full_precision(images.device.type):
+            return self.make_views(self._undo(images))
+
+    def _undo(self, images: Tensor) -> Tensor:
+        if self.undo_normalization is None or images.dtype == torch.uint8:
+            return images
+        return denormalize(images.float(), *self.undo_normalization).clamp(0, 1)  # type: ignore[arg-type]
+
+    @contextmanager
+    def _keyed_randomness(self, count: int | str) -> Iterator[None]:
+        """Make every draw of a step, dropout included, a function of (seed, rank, count) and of nothing else."""
+        key = hashlib.blake2b(f"{self._seed} {rank()} {count}".encode(), digest_size=8).digest()
+        seed = int.from_bytes(key, "little") >> 1
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            self.generator = torch.Generator().manual_seed(seed)
+            try:
+                yield
+            finally:
+                self.generator = None
+
+    # --- checks of the first batch ----------------------------------------------------------------------------------
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise a ValueError with one clear sentence where this method cannot train on such a batch.
+
+        Called for the first batch of every stage; call it yourself to know before a run begins.
+        """
+        images, _, views = unpack(batch)
+        if images is not None:
+            patch = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
+            check_images(images, self.in_channels, patch, self.size, any_range=self.undo_normalization is not None)
+        b = len(images if images is not None else views[0]) * world_size()  # type: ignore[index]
+        if self.queue is not None and len(self.queue) < b:
+            raise ValueError(
+                f"the queue holds {len(self.queue)} keys, fewer than a batch of {b} over all devices; pass a larger "
+                "queue_size or a smaller batch"
+            )
+
+    def _check_first(self, images: Tensor, stage: str) -> None:
+        if stage not in self._checked:
+            self.check_batch(images)
+            self._checked.add(stage)
+
+    # --- optimizer and callbacks ------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Give the callbacks that the method needs, apart from those whose like the Trainer already has."""
+        needed: list[Callback] = [MomentumUpdate()] if self.momentum_pairs else []
+        needed += [QueueUpdate()] if self.queue is not None else []
+        present = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        return [c for c in needed if not any(isinstance(p, type(c)) for p in present)]
+
+    def configure_optimizers(self) -> Any:
+        """Build the given optimizer and schedule, or the method's recipe in the place of each that was left out."""
+        groups = parameter_groups(self)
+        if self.optimizer_callable is not None:
+            optimizer = self.optimizer_callable(groups)
+        else:
+            optimizer = self.recipe_optimizer(groups, self._scaled_learning_rate())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)  # before a scheduler notes the initial rates
+        if self.lr_scheduler_callable is not None:
+            scheduler = self.lr_scheduler_callable(optimizer)
+            if isinstance(scheduler, ReduceLROnPlateau):
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+            return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        total = self.trainer.estimated_stepping_batches
+        batches = self.trainer.num_training_batches
+        steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches) if math.isfinite(batches) else 0
+        if self.warmup_epochs * steps_per_epoch >= total:
+            warnings.warn(
+                f"the warm-up of {self.warmup_epochs} epochs is as long as the whole run of {total} steps: the "
+                "learning rate never reaches its peak; pass a shorter warmup_epochs",
+                stacklevel=2,
+            )
+        schedule = LambdaLR(optimizer, lambda step: self.recipe_schedule(step, steps_per_epoch, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _scaled_learning_rate(self) -> float:
+        if self.lr_batch_size is None:
+            return self.learning_rate
+        _ = self.trainer.estimated_stepping_batches  # builds the loader
+        loader = self.trainer.train_dataloader
+        batch_size = getattr(loader, "batch_size", None) or getattr(
+            getattr(loader, "batch_sampler", None), "batch_size", None
+        )
+        if batch_size is None:
+            raise ValueError(
+                f"the learning rate of {type(self).__name__} is scaled by the batch size, and {type(loader).__name__} "
+                "does not tell it; pass optimizer=... with a rate of your own"
+            )
+        images = batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        return self.learning_rate * images / self.lr_batch_size
+
+    def on_fit_start(self) -> None:
+        """Fix the seed of views and dropout, the same for all ranks; a resumed run has its own."""
+        if self._seed is None:
+            self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the class, for :func:`load`, and the seed."""
+        cls = type(self)
+        checkpoint["sslmodules"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "seed": self._seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the seed, and refuse a checkpoint of another method."""
+        saved = checkpoint.get("sslmodules")
+        if saved is None:
+            return
+        mine = f"{type(self).__module__}.{type(self).__qualname__}"
+        fits = {f"{c.__module__}.{c.__qualname__}" for c in type(self).__mro__}
+        if saved["class_path"] not in fits and checkpoint["state_dict"].keys() != self.state_dict().keys():
+            raise ValueError(
+                f"the checkpoint is of {saved['class_path']} and this is {mine}; load it with that class, or with "
+                "sslmodules.load(path)"
+            )
+        self._seed = saved["seed"]
+
+
+def load(path: str | Path, **kwargs: Any) -> SSLModule:
+    """Load a method from a checkpoint without naming its class.
+
+    Args:
+        path: a checkpoint that a Trainer wrote.
+        kwargs: arguments to override, such as ``encoder=...`` where the encoder had been given as an object.
+
+    Raises:
+        ValueError: not a checkpoint of this package, or of a class that is not imported.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    saved = checkpoint.get("sslmodules")
+    if saved is None:
+        raise ValueError(f"{path} is no checkpoint of an SSLModule: it has no entry 'sslmodules'")
+    known = {f"{c.__module__}.{c.__qualname__}": c for c in _subclasses(SSLModule)}
+    if saved["class_path"] not in known:
+        raise ValueError(f"{path} holds a {saved['class_path']}, which is not imported; import it first")
+    return known[saved["class_path"]].load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
+
+
+def _subclasses(cls: type) -> Iterator[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _channel_stats(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> tuple[list[float] | None, list[float] | None]:
+    if mean is None and std is None:
+        return None, None
+    if mean is None or std is None or len(mean) != len(std) or len(mean) not in (1, channels):
+        raise ValueError(f"mean is {mean} and std {std}; expected {channels} numbers each, one a channel, or neither")
+    return list(mean), list(std)

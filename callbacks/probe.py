@@ -39,7 +39,7 @@ class OnlineLinearProbe(Callback):
         self,
         num_classes: int | None = None,
         reads: Reads = "features",
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-3,
         weight_decay: float = 0.0,
         name: str = "probe",
     ) -> None:
@@ -75,6 +75,7 @@ class OnlineLinearProbe(Callback):
             return
         if self.head is None:
             self._build(trainer, features)
+            self._check_labels(labels)  # once: it waits for the device
         assert self.head is not None
         assert self.optimizer is not None
         with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
@@ -149,6 +150,15 @@ class OnlineLinearProbe(Callback):
             self.head.load_state_dict(self._pending["head"])
             self.optimizer.load_state_dict(self._pending["optimizer"])
             self._pending = None
+
+    def _check_labels(self, labels: Tensor) -> None:
+        assert self.head is not None
+        classes = self.head[1].out_features
+        if labels.max() >= classes:
+            raise ValueError(
+                f"{self.name}: a label is {int(labels.max())}, expected below the number of classes, {classes}; pass the "
+                "right num_classes"
+            )
 
 
 def _correct(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from sslmodules.encoders import create_encoder, feature_dim, pool, stage_maps
 from sslmodules.hyperparameters import save_init_arguments
 from sslmodules.optim import parameter_groups, warmup_cosine
 from sslmodules.precision import full_precision
-from sslmodules.views import denormalize, normalize, to_float
+from sslmodules.views import denormalize, normalize, resized_crop, to_float
 
 # What `loss` returns besides metrics: these are handed to the callbacks and not logged as metrics.
 NOT_METRICS = ("loss", "features", "projections", "keys", "labels")
@@ -155,8 +155,17 @@ class SSLModule(LightningModule):
         return images if self.mean is None else normalize(images, self.mean, self.std)  # type: ignore[arg-type]
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Make what the encoder eats of what a loader yields: fp32, normalised."""
-        return self.normalize(to_float(self._undo(images)))
+        """Make what the encoder eats of what a loader yields: fp32, normalised, as large as the views it was trained on.
+
+        With a ``size``, images of another one give their central square, resized.
+        """
+        images = to_float(self._undo(images))
+        if self.size is not None and images.shape[-2:] != (self.size, self.size):
+            height, width = images.shape[-2:]
+            side = min(height, width)
+            box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side])
+            images = resized_crop(images, box.expand(len(images), 4), self.size)
+        return self.normalize(images)
 
     def encode(self, x: Tensor) -> Tensor:
         """Representation (B, D) of preprocessed images or views: the encoder's output, pooled."""
@@ -288,6 +297,7 @@ class SSLModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the given optimizer and schedule, or the method's recipe in the place of each that was left out."""
+        self.trainer.fit_loop.setup_data()  # the recipe depends on the loader; once loaded this does nothing
         groups = parameter_groups(self)
         if self.optimizer_callable is not None:
             optimizer = self.optimizer_callable(groups)
@@ -315,7 +325,6 @@ class SSLModule(LightningModule):
     def _scaled_learning_rate(self) -> float:
         if self.lr_batch_size is None:
             return self.learning_rate
-        _ = self.trainer.estimated_stepping_batches  # builds the loader
         loader = self.trainer.train_dataloader
         batch_size = getattr(loader, "batch_size", None) or getattr(
             getattr(loader, "batch_sampler", None), "batch_size", None

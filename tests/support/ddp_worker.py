@@ -1,0 +1,138 @@
+"""One of two gloo processes that run the whole list of methods; called by test_ddp.py, which reads what it writes.
+
+Every process writes a dict of what it found into ``<folder>/rank<r>.pt``.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+from method_list import METHODS, replace_batch_norm
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from sslmodules.callbacks import OnlineKNN, OnlineLinearProbe
+from sslmodules.contrastive.moco import MoCo
+from sslmodules.distributed import gather, rank, world_size
+from sslmodules.module import SSLModule
+
+
+class SyncBatchNorm(nn.Module):
+    """Batch norm over all ranks on the CPU, where torch has none; a gather that carries gradients does it."""
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias = like.weight, like.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        dims = [0, *range(2, x.ndim)]
+        everyone = gather(x)
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        mean, var = everyone.mean(dims).view(shape), everyone.var(dims, correction=0).view(shape)
+        out = (x - mean) / (var + 1e-5).sqrt()
+        return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)
+
+
+def prepared(name: str) -> tuple[SSLModule, list[Tensor]]:
+    """A method in fp64 with synchronised batch norm, and views of eight images, the same in every process."""
+    torch.manual_seed(0)
+    module = METHODS[name]()
+    replace_batch_norm(module, SyncBatchNorm)
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    module.generator = torch.Generator().manual_seed(1)
+    views = [v.double() for v in module.make_views(images)]
+    module.generator = None
+    return module.double().train(), views
+
+
+def loss_and_gradients(module: SSLModule, views: list[Tensor]) -> tuple[Tensor, list[Tensor], dict]:
+    """Averaged over ranks, as DDP does."""
+    out = module.loss(views)
+    out["loss"].backward()
+    loss, gradients = out["loss"].detach().clone(), [p.grad.clone() for p in module.parameters() if p.grad is not None]
+    if world_size() > 1:
+        for t in [loss, *gradients]:
+            dist.all_reduce(t)
+            t /= world_size()
+    return loss, gradients, out
+
+
+def shuffled_keys() -> dict:
+    """Keys of MoCo with real, local batch norm: by shuffling BN, and by hand."""
+    torch.manual_seed(0)
+    module = METHODS["MoCo"]().train()
+    view = torch.randn(8, 3, 16, 16)
+    mine = view.chunk(2)[rank()]
+    # The deal: rank 0 normalises every other image of the whole batch, rank 1 the rest.
+    by_hand = torch.empty(8, 8)
+    for r in range(2):
+        part = torch.arange(8).view(2, 4).T.flatten().chunk(2)[r]
+        with torch.no_grad():
+            by_hand[part] = nn.functional.normalize(module.teacher_projector(module.teacher_encoder(view[part])))
+    return {"keys": module.keys(mine), "by_hand": by_hand.chunk(2)[rank()]}
+
+
+class RecordGlobalStep(Callback):
+    def __init__(self) -> None:
+        self.queue_seen: list[Tensor] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ANN001
+        if pl_module.queue is not None:
+            self.queue_seen.append(pl_module.queue.features.clone())
+
+
+def fitted(name: str, folder: Path) -> dict:
+    """State after a real Trainer run under DDP, with probe and kNN."""
+    torch.manual_seed(rank())  # ranks differ before the run, as in life
+    module = METHODS[name]()
+    images, labels = torch.randint(0, 256, (32, 3, 16, 16), dtype=torch.uint8), torch.arange(32) % 4
+    torch.distributed.broadcast(images, 0)
+    data = TensorDataset(images, labels)
+    loader = DataLoader(data, 4, sampler=DistributedSampler(data, 2, rank()))
+    probe, knn, seen = OnlineLinearProbe(4), OnlineKNN(4, bank_size=64), RecordGlobalStep()
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", max_steps=3, callbacks=[probe, knn, seen], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        accumulate_grad_batches=2, limit_val_batches=1,
+    )
+    trainer.fit(module, loader, DataLoader(data, 8))
+    return {
+        "parameters": {n: p.detach().clone() for n, p in module.named_parameters()},
+        "queue": None if module.queue is None else dict(module.queue.state_dict()),
+        "queues": seen.queue_seen,
+        "probe": probe.head.state_dict(),
+        "bank": knn._bank,
+        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if "val_accuracy" in k},
+    }
+
+
+def main(folder: Path) -> None:
+    found: dict = {}
+    for name in METHODS:
+        loss, gradients, _ = loss_and_gradients(*prepared(name))
+        found[name] = {"alone": (loss, gradients)}
+    x = torch.arange(6.0).view(3, 2).requires_grad_()
+    assert gather(x) is x, "without a process group a gather is the identity"
+
+    import os
+
+    dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]), world_size=2)
+    for name in METHODS:
+        module, views = prepared(name)
+        loss, gradients, out = loss_and_gradients(module, [v.chunk(2)[rank()] for v in views])
+        found[name]["pair"] = (loss, gradients)
+        found[name]["keys"] = gather(out["keys"].detach()) if "keys" in out else None
+    (gather(x + 10 * rank()) * torch.arange(1.0, 13.0).view(6, 2) * (1 + rank())).sum().backward()
+    found["gather gradient"] = x.grad
+    found["shuffled"] = shuffled_keys()
+    for name in METHODS:
+        found[name]["fitted"] = fitted(name, folder)
+    assert isinstance(METHODS["MoCo"](), MoCo)
+    torch.save(found, folder / f"rank{rank()}.pt")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

@@ -1,1 +1,1 @@
-"""."""
+"""Recipes, one YAML a method and data set."""

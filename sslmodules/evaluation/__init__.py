@@ -1,1 +1,5 @@
-"""."""
+"""Measuring what an encoder is worth."""
+
+from sslmodules.evaluation.probe import ProbeResult, extract, probe
+
+__all__ = ["ProbeResult", "extract", "probe"]

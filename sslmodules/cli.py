@@ -1,0 +1,139 @@
+"""The command ``sslmodules fit|validate|test|predict``, on LightningCLI in subclass mode."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
+
+import sslmodules
+import sslmodules.configs
+import sslmodules.datamodules
+from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, OnlineLinearProbe, Pictures
+from sslmodules.evaluation import ProbeResult, probe
+from sslmodules.module import SSLModule
+
+DEFAULT_CONFIG = "simclr_digits.yaml"
+
+
+class CLI(LightningCLI):
+    """LightningCLI with probes, pictures and checkpoints in place, and a short table at the end of ``fit``."""
+
+    subcommand: str
+    model: SSLModule
+    datamodule: LightningDataModule
+    trainer: Trainer
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Make the callbacks configurable: ``--probe.learning_rate``, ``--knn.k``, ``--checkpoint.monitor``, ..."""
+        parser.add_lightning_class_args(OnlineLinearProbe, "probe")
+        parser.add_lightning_class_args(OnlineKNN, "knn")
+        parser.add_lightning_class_args(Collapse, "collapse")
+        parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LearningRateMonitor, "learning_rate_monitor")
+        parser.add_lightning_class_args(EmbeddingWriter, "embeddings")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "best"})
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Say what the best checkpoint is where ``--checkpoint.monitor`` does not: the probe's, else the loss's."""
+        section = self.config_init[self.subcommand]
+        arguments = self.config[self.subcommand]["checkpoint"].as_dict()
+        if arguments["monitor"] is None:
+            labeled = getattr(self.datamodule, "num_classes", None) is not None
+            best = ("probe/val_accuracy", "max") if labeled else ("val/loss", "min")
+            section["checkpoint"] = ModelCheckpoint(**{**arguments, "monitor": best[0], "mode": best[1]})
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Look at one batch before anything is written; keep the untrained encoder for comparison."""
+        datamodule = self.datamodule
+        datamodule.trainer = self.trainer
+        with torch.random.fork_rng(devices=[]):
+            datamodule.prepare_data()
+            datamodule.setup("fit")
+            self.model.check_batch(next(iter(datamodule.train_dataloader())))
+        self.untrained: nn.Module = copy.deepcopy(self.model.encoder)
+
+    def after_fit(self) -> None:
+        """Print the probe and kNN of this encoder beside the same encoder untrained, and where the files are."""
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        rows: list[tuple[str, ProbeResult | None]] = [(type(self.model).__name__, self._probe())]
+        trained, self.model.encoder = self.model.encoder, self.untrained.to(self.model.device)
+        rows.append(("the same encoder at random initialisation", self._probe()))
+        self.model.encoder = trained
+        print("\n" + _table(rows))
+        for checkpoint in self.trainer.checkpoint_callbacks:
+            best = getattr(checkpoint, "best_model_path", "")
+            last = getattr(checkpoint, "last_model_path", "")
+            if best:
+                print(f"best checkpoint   {_short(best)}")
+            if last:
+                print(f"last checkpoint   {_short(last)}")
+        if self.trainer.log_dir:
+            print(f"logs, pictures    {_short(self.trainer.log_dir)}")
+
+    def _probe(self) -> ProbeResult | None:
+        if not self._validates():
+            return None
+        return probe(self.model, self.datamodule.train_dataloader(), self.datamodule.val_dataloader())
+
+    def _validates(self) -> bool:
+        return self.trainer.limit_val_batches != 0 and bool(self.datamodule.val_dataloader())
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; ``sslmodules fit`` alone runs SimCLR on scikit-learn's digits.
+
+    Args:
+        args: what follows the command's name; None takes ``sys.argv``.
+    """
+    if args is None:
+        sys.argv[1:] = _with_defaults(sys.argv[1:])
+    CLI(
+        SSLModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        args=None if args is None else _with_defaults(args),
+    )
+
+
+def _with_defaults(args: list[str]) -> list[str]:
+    """Fill in what the command line leaves out: the default recipe, or the model of a checkpoint."""
+    names = {a.split("=")[0] for a in args}
+    if args[:1] == ["fit"] and not names & {"--config", "-c", "--model", "--data"}:
+        return ["fit", "--config", str(config(DEFAULT_CONFIG)), *args[1:]]
+    return args
+
+
+def config(name: str) -> Path:
+    """Path of a recipe that comes with the package."""
+    return Path(next(iter(sslmodules.configs.__path__))) / name
+
+
+def _table(rows: list[tuple[str, ProbeResult | None]]) -> str:
+    if rows[0][1] is None:
+        return "no labels to probe with: pass a labeled DataModule, or --data.labels true for ImageFolder"
+    lines = [f"{'':42}  linear probe   kNN"]
+    lines += [f"{name:42}  {r.linear:11.1%}  {r.knn:6.1%}" for name, r in rows if r is not None]
+    lines.append(f"on {rows[0][1].test_images:,} held-out images, {rows[0][1].train_images:,} to fit on")
+    return "\n".join(lines)
+
+
+def _short(path: str) -> str:
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

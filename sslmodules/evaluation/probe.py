@@ -1,0 +1,98 @@
+"""What an encoder is worth after training: a linear probe and nearest neighbours on clean, frozen features."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import move_data_to_device
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from sslmodules.callbacks.features import frozen
+from sslmodules.metrics import knn_scores
+
+
+class ProbeResult(NamedTuple):
+    """Accuracies in [0, 1] on the held-out images, and how many images they rest on."""
+
+    linear: float
+    knn: float
+    train_images: int
+    test_images: int
+
+
+def extract(module: LightningModule, loader: Iterable[Any], max_images: int | None = None) -> tuple[Tensor, Tensor]:
+    """Features and labels of a loader's labeled images, by ``module(images)`` in eval mode.
+
+    Args:
+        module: any module whose forward gives (B, D).
+        loader: batches ``(images, labels)``, or mappings with ``"image"`` and ``"label"``, or with ``"labeled_image"``
+            and ``"labeled_label"``. Images whose label is below 0 are left out.
+        max_images: stop after so many.
+
+    Returns:
+        (N, D) fp32 and (N,), on the CPU. N is 0 where nothing has a label.
+    """
+    features, labels, count = [], [], 0
+    with frozen(module):
+        for batch in loader:
+            x, y = _labeled_part(batch)
+            if y is None:
+                continue
+            known = y >= 0
+            x, y = move_data_to_device(x[known], module.device), y[known]
+            if len(y):
+                features.append(module(x).float().cpu())
+                labels.append(y.cpu())
+                count += len(y)
+            if max_images is not None and count >= max_images:
+                break
+    if not labels:
+        return torch.empty(0, 0), torch.empty(0, dtype=torch.long)
+    return torch.cat(features)[:max_images], torch.cat(labels)[:max_images]
+
+
+def probe(
+    module: LightningModule,
+    train: Iterable[Any],
+    test: Iterable[Any],
+    k: int = 20,
+    temperature: float = 0.07,
+    max_images: int = 20_000,
+) -> ProbeResult | None:
+    """Fit logistic regression on the features of ``train`` and look up neighbours in it; measure both on ``test``.
+
+    Args:
+        module: any module whose forward gives (B, D).
+        train: loader to fit on; see :func:`extract`.
+        test: loader to measure on.
+        k: neighbours that vote.
+        temperature: of their votes.
+        max_images: of either loader; more are left unread.
+
+    Returns:
+        The result, or None where either has no labels or ``train`` has fewer than two classes.
+    """
+    x, y = extract(module, train, max_images)
+    x_test, y_test = extract(module, test, max_images)
+    if not len(y) or not len(y_test) or len(y.unique()) < 2:
+        return None
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
+    classifier.fit(x.numpy(), y.numpy())
+    linear = float(classifier.score(x_test.numpy(), y_test.numpy()))
+    classes = int(max(y.max(), y_test.max())) + 1
+    votes = torch.cat([knn_scores(part, x, y, classes, k, temperature) for part in x_test.split(1024)])
+    return ProbeResult(linear, (votes.argmax(1) == y_test).float().mean().item(), len(y), len(y_test))
+
+
+def _labeled_part(batch: Any) -> tuple[Tensor, Tensor | None]:
+    if isinstance(batch, Mapping):
+        if "labeled_image" in batch:
+            return batch["labeled_image"], batch["labeled_label"]
+        return batch["image"], batch.get("label")
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+        return batch[0], batch[1]
+    return batch, None

@@ -13,7 +13,6 @@ from sslmodules.datamodules import (
     ImageDataModule,
     ImageSet,
     LabeledDataModule,
-    PairedSet,
     TensorImages,
     UnlabeledDataModule,
 )
@@ -169,7 +168,6 @@ def test_setup_twice_loads_once():
     data.setup("fit")
     loads = data.loads
     data.setup("fit")
-    data.train_dataloader
     assert data.loads == loads == 3
 
 
@@ -218,18 +216,6 @@ def test_datamodules_and_datasets_travel_to_spawned_processes(data):
     assert torch.equal(left[0], right[0])
 
 
-def test_a_spawned_worker_reads_pairs():
-    pairs = PairedSet(ImageSet(items(4), drop_labels=True), ImageSet(items(2)))
-    loader = DataLoader(
-        pairs, batch_sampler=[[(0, 1), (1, 0)]], num_workers=1, multiprocessing_context="spawn", collate_fn=first
-    )
-    assert next(iter(loader))["labeled_label"].tolist() == [1, 0]
-
-
-def first(batch):
-    return batch
-
-
 def test_hyperparameters_are_plain_and_stay_out_of_the_loggers(tmp_path):
     class Module(pl.LightningModule):
         def __init__(self, batch_size=3):  # the same name with another value: Lightning refuses to log both
@@ -253,23 +239,28 @@ def test_hyperparameters_are_plain_and_stay_out_of_the_loggers(tmp_path):
     assert Digits.load_from_checkpoint(checkpoint).size == 12
 
 
-def test_a_yaml_makes_datamodules():
+def test_predictions_come_in_the_order_of_the_images():
+    class Module(pl.LightningModule):
+        def predict_step(self, batch):
+            return batch[0][:, 0, 0, 0]
+
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    data = LabeledDataModule(items(7), batch_size=3, num_workers=0)
+    assert torch.cat(trainer.predict(Module(), datamodule=data)).tolist() == list(range(7))
+
+
+def from_yaml(name, **arguments):
     parser = ArgumentParser()
     parser.add_subclass_arguments(ImageDataModule, "data")
-    config = parser.parse_object(
-        {"data": {"class_path": "sslmodules.datamodules.Digits", "init_args": {"mode": "L", "label_fraction": 0.1}}}
-    )
-    assert parser.instantiate_classes(config).data.mode == "L"
-    around = {
-        "class_path": "sslmodules.datamodules.UnlabeledDataModule",
-        "init_args": {
-            "dataset": {
-                "class_path": "torchvision.datasets.FakeData",
-                "init_args": {"size": 8, "image_size": [3, 4, 4]},
-            },
-            "batch_size": 4,
-            "num_workers": 0,
-        },
-    }
-    data = parser.instantiate_classes(parser.parse_object({"data": around})).data
+    config = {"data": {"class_path": f"sslmodules.datamodules.{name}", "init_args": arguments}}
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    return instantiate(parser.parse_object(config)).data
+
+
+def test_a_yaml_makes_datamodules(tmp_path):
+    assert from_yaml("Digits", mode="L", label_fraction=0.1).mode == "L"
+    assert from_yaml("ImageFolder", root=str(tmp_path), extensions=[".png"], size=32).size == 32
+    assert [from_yaml(name).num_classes for name in ("CIFAR10", "FashionMNIST", "STL10")] == [10] * 3
+    fake = {"class_path": "torchvision.datasets.FakeData", "init_args": {"size": 8, "image_size": [3, 4, 4]}}
+    data = from_yaml("UnlabeledDataModule", dataset=fake, batch_size=4, num_workers=0)
     assert next(iter(data.train_dataloader())).shape == (4, 3, 4, 4)

@@ -50,16 +50,16 @@ class Module(pl.LightningModule):
         self.count[name] += 1
         return self.layer(batch[0].float().flatten()[:1]).sum()
 
-    def training_step(self, batch, _):
+    def training_step(self, batch):
         return self.step("train", batch)
 
-    def validation_step(self, batch, _):
+    def validation_step(self, batch):
         self.step("val", batch)
 
-    def test_step(self, batch, _):
+    def test_step(self, batch):
         self.step("test", batch)
 
-    def predict_step(self, batch, _):
+    def predict_step(self, batch):
         return self.step("predict", batch)
 
     def configure_optimizers(self):

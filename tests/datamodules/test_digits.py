@@ -31,6 +31,6 @@ def test_images_are_uint8_over_the_whole_range(mode, channels, size):
 
 def test_the_smallest_share_of_labels_is_one_of_each_class():
     data = Digits(label_fraction=0.001, unlabeled="drop", drop_last=False)
-    (images, labels), *more = list(data.train_dataloader())
+    (_images, labels), *more = list(data.train_dataloader())
     assert sorted(labels.tolist()) == list(range(10))
     assert more == []

@@ -202,7 +202,7 @@ def test_two_processes_under_ddp_share_the_images_and_resume_exactly(tmp_path):
     def run(folder, **more):
         folder.mkdir()
         keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-        fit(plain(val=False), [WriteDown(folder), keep], **options, **more)
+        fit(plain(), [WriteDown(folder), keep], **options, **more)
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
     whole = run(tmp_path / "whole")

@@ -145,5 +145,5 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(datasets.CIFAR10, "download", offline)
-    with pytest.raises(FileNotFoundError, match="could not be downloaded .*no route to host"):
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded .*no route to host"):
         CIFAR10(str(tmp_path)).prepare_data()

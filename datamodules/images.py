@@ -1,0 +1,210 @@
+"""From any map-style dataset to batches of uint8 images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+
+class TensorImages(Dataset):
+    """Images that lie in memory; a batch is one indexing operation.
+
+    Args:
+        images: uint8 (N, C, H, W); may be a view (a permuted or expanded one), nothing is copied.
+        labels: integers (N,), -1 where there is none; None when no image has one.
+
+    Raises:
+        ValueError: if the shapes or the type do not fit.
+
+    Example:
+        >>> images = TensorImages(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10))
+        >>> batch, labels = images.fetch(torch.tensor([4, 2]))
+        >>> batch.shape, labels.tolist()
+        (torch.Size([2, 3, 8, 8]), [4, 2])
+
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise ValueError(
+                f"TensorImages takes uint8 images (N, C, H, W), got {images.dtype} of shape {tuple(images.shape)}: "
+                "convert with .to(torch.uint8) and add the missing axis"
+            )
+        if labels is not None and labels.shape != images.shape[:1]:
+            raise ValueError(f"got {len(images)} images and labels of shape {tuple(labels.shape)}: pass one label each")
+        self.images = images
+        self.targets = None if labels is None else labels.long()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
+        image = self.images[index].contiguous()
+        return image if self.targets is None else (image, int(self.targets[index]))
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The images (B, C, H, W) and labels (B,) at `indices`."""
+        return self.images[indices].contiguous(), None if self.targets is None else self.targets[indices]
+
+
+class ImageSet(Dataset):
+    """What the loaders read: ready batches of images from any map-style dataset.
+
+    An item of the dataset may be a PIL image, a uint8 array (H, W) or (H, W, C), a uint8 tensor (H, W) or (C, H, W), a
+    float tensor (left as it is), a pair `(image, label)`, or a mapping with `"image"` and maybe `"label"`.
+
+    A batch is a tensor (B, C, H, W), or `(images, labels)` with int64 labels (B,), -1 where an image has none. Use it
+    with `collate_fn=as_it_is`, because its `__getitems__` returns the finished batch.
+
+    Args:
+        dataset: any dataset with `__len__` and `__getitem__`.
+        indices: the items that belong to the set, in this order; None: all.
+        labels: (len(dataset),) to use in place of the items' own.
+        drop_labels: yield images only.
+
+    Raises:
+        ValueError: on reading, if the images of one batch differ in shape.
+        TypeError: on reading, if an item holds no image.
+
+    Example:
+        >>> pictures = [(np.zeros((8, 8, 3), dtype=np.uint8), 7), (np.ones((8, 8, 3), dtype=np.uint8), 3)]
+        >>> images, labels = ImageSet(pictures).__getitems__([1, 0])
+        >>> images.shape, labels
+        (torch.Size([2, 3, 8, 8]), tensor([3, 7]))
+
+    """
+
+    def __init__(
+        self, dataset: Any, indices: Tensor | None = None, labels: Tensor | None = None, drop_labels: bool = False
+    ) -> None:
+        self.dataset = dataset
+        self.indices = indices
+        self.labels = labels
+        self.drop_labels = drop_labels
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether workers would only cost time."""
+        return isinstance(self.dataset, TensorImages)
+
+    def __len__(self) -> int:
+        return len(self.dataset if self.indices is None else self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        batch = self.__getitems__([index])
+        return batch[0] if isinstance(batch, Tensor) else (batch[0][0], batch[1][0])
+
+    def __getitems__(self, indices: Sequence[int]) -> Tensor | tuple[Tensor, Tensor]:
+        rows = torch.as_tensor(indices)
+        if self.indices is not None:
+            rows = self.indices[rows]
+        images, labels = self._fetch(rows)
+        if self.drop_labels:
+            return images
+        if self.labels is not None:
+            labels = self.labels[rows]
+        return images if labels is None else (images, labels)
+
+    def _fetch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.dataset, TensorImages):
+            return self.dataset.fetch(rows)
+        if hasattr(self.dataset, "__getitems__"):
+            items = self.dataset.__getitems__(rows.tolist())
+        else:
+            items = [self.dataset[row] for row in rows.tolist()]
+        images, labels = zip(*map(image_and_label, items), strict=True)
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1:
+            raise ValueError(
+                f"the images of one batch must have one shape, got {' and '.join(map(str, sorted(shapes)[:2]))}: "
+                "resize and convert them in the dataset (ImageFolder does both)"
+            )
+        if all(label is None for label in labels):
+            return torch.stack(images), None
+        return torch.stack(images), torch.tensor([-1 if label is None else int(label) for label in labels])
+
+
+class PairedSet(Dataset):
+    """Images, with labeled ones riding along; read by pairs of indices that a `ResumableSampler(pairs=...)` yields.
+
+    A batch is `{"image": (B, C, H, W), "labeled_image": (B, C', H', W'), "labeled_label": (B,)}`.
+
+    Args:
+        images: the images to learn from.
+        labeled: images with labels.
+
+    Example:
+        >>> zeros = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+        >>> pairs = PairedSet(ImageSet(TensorImages(zeros)), ImageSet(TensorImages(zeros[:2], torch.tensor([5, 6]))))
+        >>> pairs.__getitems__([(0, 1), (5, 0)])["labeled_label"]
+        tensor([6, 5])
+
+    """
+
+    def __init__(self, images: ImageSet, labeled: ImageSet) -> None:
+        self.images = images
+        self.labeled = labeled
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether workers would only cost time."""
+        return self.images.in_memory and self.labeled.in_memory
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, pair: tuple[int, int]) -> dict[str, Any]:
+        return {key: value[0] for key, value in self.__getitems__([pair]).items()}
+
+    def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        left, right = zip(*pairs, strict=True)
+        image, label = self.labeled.__getitems__(right)
+        return {"image": self.images.__getitems__(left), "labeled_image": image, "labeled_label": label}
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collate function of an `ImageSet`, whose batches are finished."""
+    return batch
+
+
+def image_and_label(item: Any) -> tuple[Tensor, Any]:
+    """The image of a dataset's item as a tensor (C, H, W), and its label or None.
+
+    Raises:
+        TypeError: if there is no image in it.
+
+    """
+    if isinstance(item, Mapping):
+        if "image" not in item:
+            raise TypeError(f"an item that is a mapping needs the key 'image', got the keys {sorted(map(str, item))}")
+        return image_tensor(item["image"]), item.get("label")
+    if isinstance(item, tuple | list):
+        return image_tensor(item[0]), item[1] if len(item) > 1 else None
+    return image_tensor(item), None
+
+
+def image_tensor(image: Any) -> Tensor:
+    """An image as a tensor (C, H, W): uint8 from pictures and arrays, whatever it was from a tensor.
+
+    Raises:
+        TypeError: if it is no image.
+
+    """
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+        return pil_to_tensor(image)
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
+        array = torch.as_tensor(image)
+        return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
+    if isinstance(image, Tensor) and image.ndim in (2, 3):
+        return image[None] if image.ndim == 2 else image
+    shape = f" of shape {tuple(image.shape)}" if isinstance(image, np.ndarray | Tensor) else ""
+    raise TypeError(
+        f"expected an image (a PIL image, an array (H, W, C) or a tensor (C, H, W)), got {type(image).__name__}{shape}"
+    )

@@ -141,7 +141,7 @@ class SSLModule(LightningModule):
         return []
 
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-        """Build the method's own optimizer, for when none was given; ``lr`` is already scaled to the batch."""
+        """Build the method's own optimizer, for when none was given; ``lr`` is ``learning_rate``, which is scaled later."""
         return torch.optim.AdamW(groups, lr=lr, weight_decay=self.weight_decay)
 
     def recipe_schedule(self, step: int, steps_per_epoch: float, total: float) -> float:
@@ -297,35 +297,50 @@ class SSLModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the given optimizer and schedule, or the method's recipe in the place of each that was left out."""
-        self.trainer.fit_loop.setup_data()  # the recipe depends on the loader; once loaded this does nothing
         groups = parameter_groups(self)
-        if self.optimizer_callable is not None:
-            optimizer = self.optimizer_callable(groups)
-        else:
-            optimizer = self.recipe_optimizer(groups, self._scaled_learning_rate())
+        make = self.optimizer_callable or (lambda groups: self.recipe_optimizer(groups, self.learning_rate))
+        optimizer = make(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)  # before a scheduler notes the initial rates
-        if self.lr_scheduler_callable is not None:
-            scheduler = self.lr_scheduler_callable(optimizer)
-            if isinstance(scheduler, ReduceLROnPlateau):
-                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
-            return {"optimizer": optimizer, "lr_scheduler": scheduler}
-        total = self.trainer.estimated_stepping_batches
-        batches = self.trainer.num_training_batches
-        steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches) if math.isfinite(batches) else 0
-        if self.warmup_epochs * steps_per_epoch >= total:
-            warnings.warn(
-                f"the warm-up of {self.warmup_epochs} epochs is as long as the whole run of {total} steps: the "
-                "learning rate never reaches its peak; pass a shorter warmup_epochs",
-                stacklevel=2,
-            )
-        schedule = LambdaLR(optimizer, lambda step: self.recipe_schedule(step, steps_per_epoch, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        if self.lr_scheduler_callable is None:
+            schedule = LambdaLR(optimizer, lambda step: self._learning_rate_factor(step))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        scheduler = self.lr_scheduler_callable(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
-    def _scaled_learning_rate(self) -> float:
+    def on_train_start(self) -> None:
+        """Set the recipe's first learning rate.
+
+        Batch size and length of the run are known only now: asking for the loader while optimizers are configured would
+        make Lightning build it before it restores a checkpoint, and lose the place in the data.
+        """
+        if self.lr_scheduler_callable is None:
+            schedule: Any = self.lr_schedulers()
+            for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+                group["lr"] = rate * self._learning_rate_factor(schedule.last_epoch)
+            if self.warmup_epochs * self._steps_per_epoch() >= self.trainer.estimated_stepping_batches:
+                warnings.warn(
+                    f"the warm-up of {self.warmup_epochs} epochs is as long as the whole run, so the learning rate never "
+                    "reaches its peak; pass a smaller warmup_epochs",
+                    stacklevel=2,
+                )
+
+    def _learning_rate_factor(self, step: int) -> float:
+        if self.trainer.train_dataloader is None:  # asked by the scheduler's constructor; on_train_start asks again
+            return 1.0
+        factor = self.recipe_schedule(step, self._steps_per_epoch(), self.trainer.estimated_stepping_batches)
+        return factor if self.optimizer_callable is not None else factor * self._batch_size_factor()
+
+    def _steps_per_epoch(self) -> int:
+        batches = self.trainer.num_training_batches
+        return math.ceil(batches / self.trainer.accumulate_grad_batches) if math.isfinite(batches) else 0
+
+    def _batch_size_factor(self) -> float:
         if self.lr_batch_size is None:
-            return self.learning_rate
-        loader = self.trainer.train_dataloader
+            return 1.0
+        loader: Any = self.trainer.train_dataloader
         batch_size = getattr(loader, "batch_size", None) or getattr(
             getattr(loader, "batch_sampler", None), "batch_size", None
         )
@@ -334,8 +349,7 @@ class SSLModule(LightningModule):
                 f"the learning rate of {type(self).__name__} is scaled by the batch size, and {type(loader).__name__} "
                 "does not tell it; pass optimizer=... with a rate of your own"
             )
-        images = batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        return self.learning_rate * images / self.lr_batch_size
+        return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_batch_size
 
     def on_fit_start(self) -> None:
         """Fix the seed of views and dropout, the same for all ranks; a resumed run has its own."""

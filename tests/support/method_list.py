@@ -7,14 +7,14 @@ from torch import nn
 
 from sslmodules import MoCo, MoCoV3, SimCLR, SSLModule
 
-TINY = {"encoder_args": {"widths": (8, 16)}}
+TINY = {"encoder": "conv4", "encoder_args": {"widths": (8, 16)}}
 
 METHODS: dict[str, Callable[..., SSLModule]] = {
-    "SimCLR": partial(SimCLR, "conv4", **TINY, output_dim=8, warmup_epochs=0),
-    "MoCo": partial(MoCo, "conv4", **TINY, output_dim=8, queue_size=40, momentum=0.9),
-    "MoCo.v1": partial(MoCo.v1, "conv4", **TINY, output_dim=8, queue_size=40),
-    "MoCo symmetric": partial(MoCo, "conv4", **TINY, output_dim=8, queue_size=40, symmetric=True, batch_norm_splits=2),
-    "MoCoV3": partial(MoCoV3, "conv4", **TINY, output_dim=8, hidden_dim=16, warmup_epochs=0),
+    "SimCLR": partial(SimCLR, **TINY, output_dim=8, warmup_epochs=0),
+    "MoCo": partial(MoCo, **TINY, output_dim=8, queue_size=40, momentum=0.9),
+    "MoCo.v1": partial(MoCo.v1, **TINY, output_dim=8, queue_size=40),
+    "MoCo symmetric": partial(MoCo, **TINY, output_dim=8, queue_size=40, symmetric=True, batch_norm_splits=2),
+    "MoCoV3": partial(MoCoV3, **TINY, output_dim=8, hidden_dim=16, warmup_epochs=0),
     "MoCoV3.vit": partial(
         MoCoV3.vit, encoder_args={"patch_size": 4, "depth": 1, "embed_dim": 24}, size=16, output_dim=8, hidden_dim=16
     ),

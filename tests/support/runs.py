@@ -1,0 +1,44 @@
+"""Small runs on the CPU that the tests share."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def images(count: int = 32, channels: int = 3, side: int = 16, classes: int = 4, seed: int = 0) -> TensorDataset:
+    """uint8 images whose class shows in their brightness, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    noise = torch.randint(0, 100, (count, channels, side, side), generator=generator)
+    return TensorDataset((noise + 35 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+
+
+def loader(count: int = 32, batch_size: int = 8, **kwargs: Any) -> DataLoader:
+    """Batches of :func:`images` in their order."""
+    return DataLoader(images(count, **kwargs), batch_size)
+
+
+def trainer(folder: Any, **kwargs: Any) -> Trainer:
+    """A quiet Trainer that leaves nothing but what the test asks for."""
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(default_root_dir=folder, **{**quiet, **kwargs})
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts are equal to the last bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copy of a module's state dict."""
+    return {k: v.detach().clone() for k, v in module.state_dict().items()}

@@ -32,8 +32,9 @@ class EmbeddingWriter(BasePredictionWriter):
         arrays = {"features": torch.cat([p["features"].float().cpu() for p in predictions]).numpy()}
         if all(p["labels"] is not None for p in predictions):
             arrays["labels"] = torch.cat([p["labels"].cpu() for p in predictions]).numpy()
-        files = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "files", None)
-        if files is not None and len(files) == len(arrays["features"]):
+        datamodule = getattr(trainer, "datamodule", None)
+        files = datamodule.files("predict") if hasattr(datamodule, "files") else []
+        if len(files) == len(arrays["features"]):
             arrays["files"] = np.array([str(f) for f in files])
         path = self.path
         if trainer.world_size > 1:

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from sslmodules.callbacks.features import Reads, labeled_features, number_of_classes
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from sslmodules.callbacks.features import Reads, labeled_features, number_of_classes
 from sslmodules.distributed import gather
 from sslmodules.metrics import knn_scores
 
@@ -15,9 +15,9 @@ from sslmodules.metrics import knn_scores
 class OnlineKNN(Callback):
     """Classify held-out images by their neighbours among the latest labeled training images; log ``knn/val_accuracy``.
 
-    It computes nothing in training but keeps features that the step has computed (those of augmented views, a little
-    behind the encoder); a final figure on clean images of the whole training set is :func:`sslmodules.evaluation.probe`'s.
-    It attaches to any LightningModule whose ``forward`` gives (B, D).
+    In training it only keeps features that the step has computed: those of augmented views, a little behind the
+    encoder. :func:`sslmodules.evaluation.probe` measures with clean images of the whole training set. It attaches
+    to any LightningModule whose ``forward`` gives (B, D).
 
     Args:
         num_classes: None takes ``num_classes`` of the DataModule.

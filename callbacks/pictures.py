@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from sslmodules.callbacks.features import frozen
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
+
+from sslmodules.callbacks.features import frozen
 
 
 class Pictures(Callback):

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from sslmodules.callbacks.features import Reads, labeled_features, number_of_classes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from sslmodules.callbacks.features import Reads, labeled_features, number_of_classes
 from sslmodules.distributed import gather
 
 
@@ -17,8 +17,8 @@ class OnlineLinearProbe(Callback):
     """Train a linear classifier on detached features during pretraining; log ``probe/val_accuracy``.
 
     The probe has its own optimizer and stands outside the loss: the encoder's weights are the same to the bit with and
-    without it. It takes the features that the step has computed, or runs the module on the labeled images of the
-    batch, and attaches to any LightningModule whose ``forward`` gives (B, D). Without labels it does nothing and says so.
+    without it. It takes the features that the step has computed, or runs the module on the batch's labeled images, and
+    attaches to any LightningModule whose ``forward`` gives (B, D). Without labels it does nothing and says so.
     Under DDP every rank trains the same classifier on the features of all.
 
     Args:
@@ -156,8 +156,8 @@ class OnlineLinearProbe(Callback):
         classes = self.head[1].out_features
         if labels.max() >= classes:
             raise ValueError(
-                f"{self.name}: a label is {int(labels.max())}, expected below the number of classes, {classes}; pass the "
-                "right num_classes"
+                f"{self.name}: a label is {int(labels.max())}, expected below the number of classes, {classes}; "
+                "pass the right num_classes"
             )
 
 

@@ -73,8 +73,8 @@ def check_images(
     height, width = (size, size) if size else images.shape[-2:]
     if patch is not None and (height < patch[0] or width < patch[1] or height % patch[0] or width % patch[1]):
         raise ValueError(
-            f"the views are {height}x{width} px and the encoder cuts patches of {patch[0]}x{patch[1]}; pass a size that "
-            "is a multiple of the patch"
+            f"the views are {height}x{width} px and the encoder cuts patches of {patch[0]}x{patch[1]}; pass a size "
+            "that is a multiple of the patch"
         )
     if images.dtype == torch.uint8:
         return

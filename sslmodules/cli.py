@@ -1,23 +1,23 @@
 """The command ``sslmodules fit|validate|test|predict``, on LightningCLI in subclass mode."""
 
 import copy
+import difflib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 import sslmodules
-import sslmodules.configs
-import sslmodules.datamodules
+from sslmodules import callbacks, configs, datamodules
 from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, OnlineLinearProbe, Pictures
 from sslmodules.evaluation import ProbeResult, probe
-from sslmodules.module import SSLModule
+from sslmodules.module import SSLModule, subclasses
 
 DEFAULT_CONFIG = "simclr_digits.yaml"
 
@@ -80,6 +80,11 @@ class CLI(LightningCLI):
         if self.trainer.log_dir:
             print(f"logs, pictures    {_short(self.trainer.log_dir)}")
 
+    def after_validate(self) -> None:
+        """Print the probe and kNN of the encoder on the validation images."""
+        if self.trainer.is_global_zero:
+            print("\n" + _table([(type(self.model).__name__, self._probe())]))
+
     def _probe(self) -> ProbeResult | None:
         if not self._validates():
             return None
@@ -88,6 +93,9 @@ class CLI(LightningCLI):
     def _validates(self) -> bool:
         return self.trainer.limit_val_batches != 0 and bool(self.datamodule.val_dataloader())
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it is: the model of a checkpoint was filled in before parsing."""
+
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; ``sslmodules fit`` alone runs SimCLR on scikit-learn's digits.
@@ -95,32 +103,70 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: what follows the command's name; None takes ``sys.argv``.
     """
-    if args is None:
-        sys.argv[1:] = _with_defaults(sys.argv[1:])
-    CLI(
-        SSLModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
-        args=None if args is None else _with_defaults(args),
-    )
+    try:
+        if args is None:
+            sys.argv[1:] = _completed(sys.argv[1:])
+        CLI(
+            SSLModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            args=None if args is None else _completed(args),
+        )
+    except Exception as error:
+        sentence = _own_sentence(error)
+        if sentence is None:
+            raise
+        sys.exit(f"sslmodules: error: {sentence}")
 
 
-def _with_defaults(args: list[str]) -> list[str]:
-    """Fill in what the command line leaves out: the default recipe, or the model of a checkpoint."""
-    names = {a.split("=")[0] for a in args}
-    if args[:1] == ["fit"] and not names & {"--config", "-c", "--model", "--data"}:
+def _completed(args: list[str]) -> list[str]:
+    """Fill in what the command line leaves out: the default recipe, or the model that a checkpoint holds."""
+    given = dict(zip(args, [*args[1:], ""], strict=False)) | dict(a.split("=", 1) for a in args if "=" in a)
+    for option, base in (("--model", SSLModule), ("--data", LightningDataModule)):
+        names = [c.__name__ for c in subclasses(base)]
+        value = given.get(option, "")
+        if value.isidentifier() and value not in names:
+            near = difflib.get_close_matches(value, names, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(names))}"
+            raise ValueError(f"{option} {value}: there is no such class{hint}")
+    if not args or {"--config", "-c", "--model"} & given.keys():
+        return args
+    if args[0] == "fit" and "--data" not in given and "--ckpt_path" not in given:
         return ["fit", "--config", str(config(DEFAULT_CONFIG)), *args[1:]]
+    if "--ckpt_path" in given:
+        path = Path(given["--ckpt_path"])
+        if not path.is_file():
+            raise FileNotFoundError(f"--ckpt_path {path}: there is no such file")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if "sslmodules" not in checkpoint:
+            raise ValueError(f"--ckpt_path {path}: no checkpoint of this package; name its class with --model")
+        arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
+        model = {"class_path": checkpoint["sslmodules"]["class_path"], "init_args": arguments}
+        return [args[0], "--model", json.dumps(model), *args[1:]]
     return args
+
+
+def _own_sentence(error: BaseException) -> str | None:
+    """What an error says that this package raised about its input; None for any other error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    folders = [str(Path(p).resolve()) for m in (sslmodules, callbacks, datamodules) for p in m.__path__[:1]]
+    raised_in = "" if trace is None else trace.tb_frame.f_code.co_filename
+    ours = any(raised_in.startswith(folder) for folder in folders)
+    return str(error) if ours and isinstance(error, (ValueError, FileNotFoundError)) else None
 
 
 def config(name: str) -> Path:
     """Path of a recipe that comes with the package."""
-    return Path(next(iter(sslmodules.configs.__path__))) / name
+    return Path(next(iter(configs.__path__))) / name
 
 
 def _table(rows: list[tuple[str, ProbeResult | None]]) -> str:

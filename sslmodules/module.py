@@ -141,7 +141,7 @@ class SSLModule(LightningModule):
         return []
 
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-        """Build the method's own optimizer, for when none was given; ``lr`` is ``learning_rate``, which is scaled later."""
+        """Build the method's own optimizer, for when none was given; ``lr`` is scaled to the batch later."""
         return torch.optim.AdamW(groups, lr=lr, weight_decay=self.weight_decay)
 
     def recipe_schedule(self, step: int, steps_per_epoch: float, total: float) -> float:
@@ -155,7 +155,7 @@ class SSLModule(LightningModule):
         return images if self.mean is None else normalize(images, self.mean, self.std)  # type: ignore[arg-type]
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Make what the encoder eats of what a loader yields: fp32, normalised, as large as the views it was trained on.
+        """Make what the encoder eats of what a loader yields: fp32, normalised, as large as the views in training.
 
         With a ``size``, images of another one give their central square, resized.
         """
@@ -322,8 +322,8 @@ class SSLModule(LightningModule):
                 group["lr"] = rate * self._learning_rate_factor(schedule.last_epoch)
             if self.warmup_epochs * self._steps_per_epoch() >= self.trainer.estimated_stepping_batches:
                 warnings.warn(
-                    f"the warm-up of {self.warmup_epochs} epochs is as long as the whole run, so the learning rate never "
-                    "reaches its peak; pass a smaller warmup_epochs",
+                    f"the warm-up of {self.warmup_epochs} epochs is as long as the whole run, so the learning rate "
+                    "never reaches its peak; pass a smaller warmup_epochs",
                     stacklevel=2,
                 )
 
@@ -392,16 +392,17 @@ def load(path: str | Path, **kwargs: Any) -> SSLModule:
     saved = checkpoint.get("sslmodules")
     if saved is None:
         raise ValueError(f"{path} is no checkpoint of an SSLModule: it has no entry 'sslmodules'")
-    known = {f"{c.__module__}.{c.__qualname__}": c for c in _subclasses(SSLModule)}
+    known = {f"{c.__module__}.{c.__qualname__}": c for c in subclasses(SSLModule)}
     if saved["class_path"] not in known:
         raise ValueError(f"{path} holds a {saved['class_path']}, which is not imported; import it first")
     return known[saved["class_path"]].load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
 
 
-def _subclasses(cls: type) -> Iterator[type]:
+def subclasses(cls: type) -> Iterator[type]:
+    """All imported subclasses of a class, those of its subclasses included."""
     for sub in cls.__subclasses__():
         yield sub
-        yield from _subclasses(sub)
+        yield from subclasses(sub)
 
 
 def _channel_stats(

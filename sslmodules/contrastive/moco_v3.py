@@ -23,7 +23,7 @@ from sslmodules.optim import LARS
 
 
 class MoCoV3(SSLModule):
-    """Momentum contrast in the batch, with a predictor (Chen et al. 2021). Defaults: ResNet-50, batch 4,096, 100 epochs.
+    """Momentum contrast in the batch with a predictor (Chen et al. 2021). Defaults: ResNet-50, batch 4,096.
 
     :meth:`vit` fills in the recipe for transformers. Per direction the loss is the cross-entropy times 2τ, and the two
     directions are summed. Norms and biases have no weight decay (in the authors' AdamW they have).

@@ -8,6 +8,8 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+
 from sslmodules.datamodules import (
     Digits,
     ImageDataModule,
@@ -16,7 +18,6 @@ from sslmodules.datamodules import (
     TensorImages,
     UnlabeledDataModule,
 )
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 ARRAY = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)  # (H, W, C)
 EXPECTED = torch.from_numpy(ARRAY).permute(2, 0, 1)

@@ -3,8 +3,9 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from sslmodules.datamodules import from_bolts
 from torch.utils.data import DataLoader, TensorDataset
+
+from sslmodules.datamodules import from_bolts
 
 
 class OldDataModule:

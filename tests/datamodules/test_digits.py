@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from sslmodules.datamodules import Digits
 
 

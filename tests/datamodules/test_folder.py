@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from sslmodules.datamodules import ImageFolder
 from sslmodules.datamodules.pictures import common_size, list_pictures, read_picture
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from sslmodules.datamodules import balanced_indices
 from sslmodules.datamodules.labels import hold_out, keep_labels, labels_of
 

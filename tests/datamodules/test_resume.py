@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
 from sslmodules.datamodules import LabeledDataModule, TensorImages, UnlabeledDataModule
 
 SIZE = 22

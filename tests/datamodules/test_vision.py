@@ -7,8 +7,9 @@ import struct
 import numpy as np
 import pytest
 import torch
-from sslmodules.datamodules import CIFAR10, STL10, FashionMNIST
 from torchvision import datasets
+
+from sslmodules.datamodules import CIFAR10, STL10, FashionMNIST
 
 
 def md5(path):

@@ -56,7 +56,12 @@ def test_losses_and_gradients_are_finite_at_small_temperatures(temperature):
     torch.manual_seed(0)
     q, k = torch.randn(8, 4, requires_grad=True), torch.randn(8, 4)
     opposite = nt_xent(q, -q.detach(), temperature)  # the worst case: the positive is the least similar of all
-    for loss in (nt_xent(q, k, temperature), opposite, info_nce(q, k, k, temperature), info_nce(q, k, None, temperature)):
+    for loss in (
+        nt_xent(q, k, temperature),
+        opposite,
+        info_nce(q, k, k, temperature),
+        info_nce(q, k, None, temperature),
+    ):
         assert loss.isfinite()
         assert torch.autograd.grad(loss, q, retain_graph=True)[0].isfinite().all()
 

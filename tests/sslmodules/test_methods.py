@@ -41,7 +41,9 @@ def test_the_loss_of_a_batch_falls_when_it_is_trained_on(name):
 @every_method
 def test_trains_as_documented_with_probe_and_knn(name, tmp_path):
     method = built(name, optimizer=lambda p: torch.optim.Adam(p, 3e-3))
-    run = trainer(tmp_path, max_epochs=8, callbacks=[OnlineLinearProbe(4, learning_rate=0.03), OnlineKNN(4), Collapse()])
+    run = trainer(
+        tmp_path, max_epochs=8, callbacks=[OnlineLinearProbe(4, learning_rate=0.03), OnlineKNN(4), Collapse()]
+    )
     run.fit(method, loader(128, 16), loader(32, 16, seed=1))
     logged = run.callback_metrics
     assert {"train/loss", "train/accuracy", "train/mutual_information", "val/loss", "probe/val_accuracy",
@@ -116,7 +118,9 @@ def test_odd_last_batch_one_image_a_class_and_no_labels_work(name, tmp_path):
     run.fit(built(name), DataLoader(list(zip(x, y, strict=True)), 4), DataLoader(list(zip(x, y, strict=True)), 3))
     assert run.global_step == 6
     with pytest.warns(UserWarning, match="no labels"):
-        trainer(tmp_path, max_epochs=1, callbacks=[OnlineLinearProbe(9), OnlineKNN(9)]).fit(built(name), DataLoader(x[:8], 4))
+        trainer(tmp_path, max_epochs=1, callbacks=[OnlineLinearProbe(9), OnlineKNN(9)]).fit(
+            built(name), DataLoader(x[:8], 4)
+        )
 
 
 @every_method
@@ -137,7 +141,10 @@ def test_compiled_encoder_trains_like_the_plain_one(name, tmp_path):
 @every_method
 def test_encoder_is_bit_identical_with_and_without_probe_and_knn(name, tmp_path):
     results = []
-    for extras in ([], [OnlineLinearProbe(4), OnlineLinearProbe(4, reads="projections", name="z"), OnlineKNN(4), Collapse()]):
+    for extras in (
+        [],
+        [OnlineLinearProbe(4), OnlineLinearProbe(4, reads="projections", name="z"), OnlineKNN(4), Collapse()],
+    ):
         method = built(name)
         run = trainer(
             tmp_path, max_steps=20, callbacks=extras, precision="bf16-mixed", accumulate_grad_batches=2,
@@ -155,7 +162,12 @@ def run_to(name, folder, ckpt=None, **kwargs):
     probe, knn = OnlineLinearProbe(4), OnlineKNN(4, bank_size=20)
     save = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     run = trainer(
-        folder, max_epochs=3, accumulate_grad_batches=2, callbacks=[probe, knn, save], enable_checkpointing=True, **kwargs
+        folder,
+        max_epochs=3,
+        accumulate_grad_batches=2,
+        callbacks=[probe, knn, save],
+        enable_checkpointing=True,
+        **kwargs,
     )
     run.fit(method, datamodule=data, ckpt_path=ckpt)
     state = snapshot(method)
@@ -183,7 +195,10 @@ def test_checkpoint_loads_without_arguments(name, tmp_path):
     run = trainer(tmp_path, max_steps=1)
     run.fit(method, loader())
     run.save_checkpoint(tmp_path / "m.ckpt")
-    for again in (type(method).load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True), sslmodules.load(tmp_path / "m.ckpt")):
+    for again in (
+        type(method).load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True),
+        sslmodules.load(tmp_path / "m.ckpt"),
+    ):
         assert type(again) is type(method)
         assert same_bits(snapshot(method), snapshot(again))
         assert dict(again.hparams) == dict(method.hparams)
@@ -215,7 +230,10 @@ def test_ready_made_views_skip_make_views(name, tmp_path):
         raise AssertionError("views were made although the batch holds them")
 
     method.make_views = refuse
-    as_list = [([v[:8] for v in made], torch.zeros(8, dtype=torch.long)), ([v[8:] for v in made], torch.zeros(8, dtype=torch.long))]
+    as_list = [
+        ([v[:8] for v in made], torch.zeros(8, dtype=torch.long)),
+        ([v[8:] for v in made], torch.zeros(8, dtype=torch.long)),
+    ]
     as_mapping = [{"views": views, "label": labels} for views, labels in as_list]
     for batches in (as_list, as_mapping):
         method.optimizer_callable = torch.optim.Adam  # these batches tell no batch size
@@ -228,7 +246,9 @@ def test_views_of_accumulated_batches_differ_and_are_the_same_again(name, tmp_pa
 
     class Note(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            pl_module.make_views = (lambda original: lambda x: seen.append(v := original(x)) or v)(type(pl_module).make_views.__get__(pl_module))
+            pl_module.make_views = (lambda original: lambda x: seen.append(v := original(x)) or v)(
+                type(pl_module).make_views.__get__(pl_module)
+            )
 
     x = images(8)[:][0].repeat(2, 1, 1, 1)  # the same eight images twice
     for _ in range(2):
@@ -268,7 +288,10 @@ def test_teachers_get_no_gradient_and_stand_in_no_optimizer(name, tmp_path):
     ("batch", "sentence"),
     [
         (torch.zeros(8, 4, 16, 16), r"images have 4 channels, the encoder takes 3; pass in_channels=4"),
-        (torch.full((8, 3, 16, 16), -1.5), r"floats from -1.5 to -1.5, expected uint8.*undo_normalization=\(mean, std\)"),
+        (
+            torch.full((8, 3, 16, 16), -1.5),
+            r"floats from -1.5 to -1.5, expected uint8.*undo_normalization=\(mean, std\)",
+        ),
         (torch.full((8, 3, 16, 16), 255.0), r"floats from 255 to 255.*leave them uint8 or divide by 255"),
         (torch.zeros(8, 3, 16, 16, dtype=torch.int64), r"images are torch.int64, expected uint8"),
         (torch.zeros(8, 3, 16), r"shape \(8, 3, 16\), expected \(B, C, H, W\)"),

@@ -13,11 +13,15 @@ def test_knn_equals_scikit_learns_with_the_same_weights():
     bank, queries = torch.randn(200, 8), torch.randn(50, 8)
     labels = torch.randint(0, 5, (200,))
     votes = knn_scores(queries, bank, labels, num_classes=5, k=15, temperature=0.07)
-    peer = KNeighborsClassifier(15, metric="cosine", algorithm="brute", weights=lambda d: torch.tensor((1 - d) / 0.07).exp().numpy())
+    peer = KNeighborsClassifier(
+        15, metric="cosine", algorithm="brute", weights=lambda d: torch.tensor((1 - d) / 0.07).exp().numpy()
+    )
     peer.fit(bank.numpy(), labels.numpy())
     assert votes.argmax(1).tolist() == peer.predict(queries.numpy()).tolist()
     shares = votes / votes.sum(1, keepdim=True)
-    torch.testing.assert_close(shares, torch.tensor(peer.predict_proba(queries.numpy()), dtype=torch.float), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        shares, torch.tensor(peer.predict_proba(queries.numpy()), dtype=torch.float), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_knn_with_one_neighbour_knows_what_it_has_seen():

@@ -78,7 +78,7 @@ class RecordGlobalStep(Callback):
     def __init__(self) -> None:
         self.queue_seen: list[Tensor] = []
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:  # noqa: ANN001
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if pl_module.queue is not None:
             self.queue_seen.append(pl_module.queue.features.clone())
 
@@ -93,9 +93,18 @@ def fitted(name: str, folder: Path) -> dict:
     loader = DataLoader(data, 4, sampler=DistributedSampler(data, 2, rank()))
     probe, knn, seen = OnlineLinearProbe(4), OnlineKNN(4, bank_size=64), RecordGlobalStep()
     trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_steps=3, callbacks=[probe, knn, seen], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        accumulate_grad_batches=2, limit_val_batches=1,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        max_steps=3,
+        callbacks=[probe, knn, seen],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        accumulate_grad_batches=2,
+        limit_val_batches=1,
     )
     trainer.fit(module, loader, DataLoader(data, 8))
     return {

@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
 from sslmodules.datamodules.images import ImageSet, PairedSet, as_it_is
 from sslmodules.datamodules.labels import keep_labels, labels_of
 from sslmodules.datamodules.sampler import ResumableLoader, ResumableSampler
-from torch.utils.data import DataLoader, Dataset
 
 STAGES = {"fit": ("train", "labeled", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 

@@ -4,10 +4,11 @@ from typing import Literal
 
 import torch
 from sklearn.datasets import load_digits
+from torch.nn.functional import interpolate
+
 from sslmodules.datamodules.base import ImageDataModule
 from sslmodules.datamodules.images import ImageSet, TensorImages
 from sslmodules.datamodules.labels import hold_out, keep_labels
-from torch.nn.functional import interpolate
 
 
 class Digits(ImageDataModule):

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from sslmodules.datamodules.base import ImageDataModule
 from sslmodules.datamodules.images import ImageSet
 from sslmodules.datamodules.labels import hold_out, keep_labels
 from sslmodules.datamodules.pictures import EXTENSIONS, Pictures, common_size, list_pictures
-from torch import Tensor
 
 
 class ImageFolder(ImageDataModule):

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sslmodules.datamodules.images import image_and_label
 from torch import Tensor
 from torch.utils.data import Subset
+
+from sslmodules.datamodules.images import image_and_label
 
 
 def labels_of(dataset: Any) -> Tensor:

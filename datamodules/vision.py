@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torchvision import datasets
+
 from sslmodules.datamodules.base import ImageDataModule
 from sslmodules.datamodules.images import ImageSet, TensorImages
 from sslmodules.datamodules.labels import hold_out, keep_labels
-from torch import Tensor
-from torchvision import datasets
 
 
 class _Labeled(ImageDataModule):

@@ -1,1 +1,55 @@
-"""."""
+"""Views (augmentations) made for a whole batch at a time, on the device where the images are.
+
+Pure functions take one parameter a sample; transforms draw those on the host and apply them; presets are the papers'
+recipes. Images are uint8 or float in [0, 1], (B, C, H, W); views are fp32.
+"""
+
+from sslmodules.views.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale
+from sslmodules.views.geometry import GaussianBlur, RandomResizedCrop, Resize, random_boxes
+from sslmodules.views.jitter import ColorJitter, RandomGrayscale
+from sslmodules.views.pixels import denormalize, horizontal_flip, normalize, solarize
+from sslmodules.views.precision import to_float
+from sslmodules.views.presets import identity, moco_v1, moco_v2, moco_v3, simclr
+from sslmodules.views.resample import gaussian_blur, resized_crop
+from sslmodules.views.transforms import (
+    Compose,
+    Identity,
+    Normalize,
+    Params,
+    RandomHorizontalFlip,
+    RandomSolarize,
+    Transform,
+)
+
+__all__ = [
+    "ColorJitter",
+    "Compose",
+    "GaussianBlur",
+    "Identity",
+    "Normalize",
+    "Params",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomSolarize",
+    "Resize",
+    "Transform",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "denormalize",
+    "gaussian_blur",
+    "grayscale",
+    "horizontal_flip",
+    "identity",
+    "moco_v1",
+    "moco_v2",
+    "moco_v3",
+    "normalize",
+    "random_boxes",
+    "resized_crop",
+    "simclr",
+    "solarize",
+    "to_float",
+]

@@ -268,4 +268,6 @@ def test_split_batch_norm_is_batch_norm_of_each_part():
     whole(x)
     torch.testing.assert_close(split[0].running_mean, whole.running_mean)
     assert split[0](x[:7]).shape == (7, 3, 4, 4)  # 4 does not divide 7: ordinary batch norm
-    torch.testing.assert_close(split.eval()(x), split.eval()(x[:2].repeat(4, 1, 1, 1))[:2].repeat(4, 1, 1, 1) * 0 + split(x))
+    torch.testing.assert_close(
+        split.eval()(x), split.eval()(x[:2].repeat(4, 1, 1, 1))[:2].repeat(4, 1, 1, 1) * 0 + split(x)
+    )

@@ -1,12 +1,21 @@
 """Teachers that follow their students by an exponential moving average."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from sslmodules.optim import cosine_momentum
+
+
+class Tensors(NamedTuple):
+    """What an update touches: teachers and students of the average, and buffers to copy."""
+
+    theirs: list[Tensor]
+    ours: list[Tensor]
+    copies: list[Tensor]
+    originals: list[Tensor]
 
 
 class MomentumUpdate(Callback):
@@ -47,6 +56,7 @@ class MomentumUpdate(Callback):
         self.rises = rises
         self.buffers = buffers
         self._last_step = 0
+        self._tensors = Tensors([], [], [], [])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep teachers out of the gradient, and check that the pairs match."""
@@ -62,6 +72,7 @@ class MomentumUpdate(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count where the run stands; a resumed run is not at 0."""
         self._last_step = trainer.global_step
+        self._tensors = self._collect(_pairs(pl_module))  # once: walking over the modules costs as much as moving them
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,9 +81,8 @@ class MomentumUpdate(Callback):
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
-        pairs = _pairs(pl_module)
-        if pairs:
-            self.update(pairs, self.value(trainer, pl_module))
+        if self._tensors.theirs:
+            self._move(self._tensors, self.value(trainer, pl_module))
 
     def value(self, trainer: Trainer, pl_module: LightningModule) -> float:
         """Momentum of the optimizer step that has just been done."""
@@ -86,21 +96,31 @@ class MomentumUpdate(Callback):
             return start
         return cosine_momentum(trainer.global_step - 1, trainer.estimated_stepping_batches, start)
 
-    @torch.no_grad()
     def update(self, pairs: list[tuple[nn.Module, nn.Module]], momentum: float) -> None:
         """Move the teachers of all pairs at once."""
-        theirs: list[Tensor] = [p for _, t in pairs for p in t.parameters()]
-        ours: list[Tensor] = [p for s, _ in pairs for p in s.parameters()]
+        self._move(self._collect(pairs), momentum)
+
+    def _collect(self, pairs: list[tuple[nn.Module, nn.Module]]) -> Tensors:
+        theirs = [p for _, t in pairs for p in t.parameters()]
+        ours = [p for s, _ in pairs for p in s.parameters()]
+        copies: list[tuple[Tensor, Tensor]] = []
         if self.buffers != "keep":
-            for mine, other in zip(
-                (b for s, _ in pairs for b in s.buffers()), (b for _, t in pairs for b in t.buffers()), strict=True
-            ):
-                if self.buffers == "average" and other.is_floating_point():
-                    theirs.append(other)
-                    ours.append(mine)
-                else:
-                    other.copy_(mine)
-        torch._foreach_lerp_(theirs, ours, 1 - momentum)
+            for s, t in pairs:
+                copies += zip(t.buffers(), s.buffers(), strict=True)
+        averaged = [c for c in copies if self.buffers == "average" and c[0].is_floating_point()]
+        copied = [c for c in copies if self.buffers == "copy" or not c[0].is_floating_point()]
+        return Tensors(
+            [*theirs, *(t for t, _ in averaged)],
+            [*ours, *(s for _, s in averaged)],
+            [t for t, _ in copied],
+            [s for _, s in copied],
+        )
+
+    @torch.no_grad()
+    def _move(self, tensors: Tensors, momentum: float) -> None:
+        torch._foreach_lerp_(tensors.theirs, tensors.ours, 1 - momentum)
+        if tensors.copies:
+            torch._foreach_copy_(tensors.copies, tensors.originals)
 
 
 def _pairs(module: LightningModule) -> list[tuple[nn.Module, nn.Module]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sslmodules.views.precision import full_precision, per_sample, require
+from sslmodules.views.precision import full_precision, per_sample, require, to_float
 
 
 @full_precision
@@ -40,7 +40,6 @@ def _columns(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float
     return both[0].to(images.device, non_blocking=True), both[1].to(images.device, non_blocking=True)
 
 
-@full_precision
 def normalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """Return `(images - mean) / std` by channel.
 
@@ -59,11 +58,11 @@ def normalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
         >>> normalize(torch.ones(1, 1, 1, 1), mean=[0.5], std=[0.25])
         tensor([[[[2.]]]])
     """
+    images = to_float(images)
     mean, std = _columns(images, mean, std)
-    return (images - mean).div_(std)
+    return (images - mean) / std  # with gradient: the encoder's input is made by this too
 
 
-@full_precision
 def denormalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """Return `images · std + mean` by channel: what `normalize` with the same values was given.
 
@@ -71,8 +70,9 @@ def denormalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[fl
         >>> denormalize(torch.full((1, 1, 1, 1), 2.0), mean=[0.5], std=[0.25])
         tensor([[[[1.]]]])
     """
+    images = to_float(images)
     mean, std = _columns(images, mean, std)
-    return (images * std).add_(mean)
+    return images * std + mean
 
 
 @full_precision

@@ -44,9 +44,9 @@ def test_one_update_per_optimizer_step_under_accumulation(tmp_path):
     calls = []
 
     class Count(MomentumUpdate):
-        def update(self, pairs, momentum):
+        def _move(self, tensors, momentum):
             calls.append(momentum)
-            super().update(pairs, momentum)
+            super()._move(tensors, momentum)
 
     method = MoCo("conv4", encoder_args={"widths": (8, 16)}, queue_size=64)
     run = trainer(tmp_path, max_epochs=2, accumulate_grad_batches=4, callbacks=[Count()])
@@ -59,7 +59,7 @@ def test_cosine_counts_optimizer_steps_and_not_batches(tmp_path):
     values = []
 
     class Note(MomentumUpdate):
-        def update(self, pairs, momentum):
+        def _move(self, tensors, momentum):
             values.append(momentum)
 
     method = MoCo("conv4", encoder_args={"widths": (8, 16)}, queue_size=64)

@@ -151,17 +151,18 @@ def _completed(args: list[str]) -> list[str]:
     return args
 
 
-def _own_sentence(error: BaseException) -> str | None:
+def _own_sentence(error: BaseException | None) -> str | None:
     """What an error says that this package raised about its input; None for any other error."""
-    while error.__cause__ is not None:
+    folders = tuple(str(Path(m.__path__[0]).resolve()) for m in (sslmodules, callbacks, datamodules))
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        ours = trace is not None and trace.tb_frame.f_code.co_filename.startswith(folders)
+        if ours and isinstance(error, (ValueError, FileNotFoundError)):
+            return str(error)
         error = error.__cause__
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    folders = [str(Path(p).resolve()) for m in (sslmodules, callbacks, datamodules) for p in m.__path__[:1]]
-    raised_in = "" if trace is None else trace.tb_frame.f_code.co_filename
-    ours = any(raised_in.startswith(folder) for folder in folders)
-    return str(error) if ours and isinstance(error, (ValueError, FileNotFoundError)) else None
+    return None
 
 
 def config(name: str) -> Path:

@@ -1,0 +1,183 @@
+"""The command line as a user types it; small runs on embedded data."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from runs import same_bits
+
+import sslmodules
+from sslmodules import cli, configs
+
+CONFIGS = sorted(Path(configs.__path__[0]).glob("*.yaml"))
+SMALL = ["--model.encoder", "conv4", "--model.encoder_args", '{"widths": [8, 16]}', "--model.warmup_epochs", "0"]
+RUN = [
+    "fit",
+    "--model",
+    "SimCLR",
+    *SMALL,
+    "--data",
+    "Digits",
+    "--trainer.max_epochs",
+    "1",
+    "--trainer.accelerator",
+    "cpu",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sslmodules"])
+
+
+def printed(capsys, *args):
+    """What a command prints before it leaves."""
+    with pytest.raises(SystemExit) as left:
+        cli.main(list(args))
+    out = capsys.readouterr()
+    return out.out + out.err + str(left.value.code)
+
+
+def pictures(folder, count=12):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / ("cat" if i % 2 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+
+
+def test_fit_validate_test_and_predict(capsys):
+    cli.main(RUN)
+    out = capsys.readouterr().out
+    assert "SimCLR" in out
+    assert "the same encoder at random initialisation" in out
+    assert "linear probe   kNN" in out
+    run = Path("lightning_logs/version_0")
+    assert f"last checkpoint   {run}/checkpoints/last.ckpt" in out
+    assert f"best checkpoint   {run}/checkpoints/best.ckpt" in out
+    assert (run / "config.yaml").is_file()
+    assert list(run.glob("pictures/views-step=0.png"))
+    assert list(run.glob("events*"))
+
+    for command in ("validate", "test"):
+        cli.main([command, "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--data", "Digits"])
+    assert "held-out images" in capsys.readouterr().out
+
+    pictures(Path("photos"))
+    last = str(run / "checkpoints/last.ckpt")
+    cli.main(
+        ["predict", "--ckpt_path", last, "--data", "ImageFolder", "--data.root", "photos", "--embeddings.path", "e.npz"]
+    )
+    with np.load("e.npz") as saved:
+        assert saved["features"].shape == (12, 16)
+        assert len(set(saved["files"])) == 12
+        first = np.asarray(Image.open(saved["files"][0])).transpose(2, 0, 1)
+    module = sslmodules.load(last).eval()
+    assert type(module).__name__ == "SimCLR"
+    again = module(torch.from_numpy(first.copy())[None]).detach().numpy()
+    np.testing.assert_allclose(np.load("e.npz")["features"][0], again[0], rtol=1e-3, atol=1e-5)
+
+
+def test_fit_alone_is_simclr_on_digits(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "CLI", lambda *a, **k: seen.append(k["args"]))
+    cli.main(["fit"])
+    cli.main(["fit", "--trainer.max_epochs", "1"])
+    for args in seen:
+        assert args[:2] == ["fit", "--config"]
+        assert Path(args[2]).name == "simclr_digits.yaml"
+    assert seen[1][3:] == ["--trainer.max_epochs", "1"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_recipes_parse_and_print_config_round_trips(path, capsys):
+    first = printed(capsys, "fit", "--config", str(path), "--print_config")[:-1]
+    Path("first.yaml").write_text(first)
+    second = printed(capsys, "fit", "--config", "first.yaml", "--print_config")[:-1]
+    assert first == second
+    assert yaml.safe_load(first)["model"]["class_path"].split(".")[-1].lower() in path.stem.replace("_", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["fit", "--model", "MoCoo", "--data", "Digits"], "--model MoCoo: there is no such class; did you mean MoCo"),
+        (["fit", "--model", "MoCo", "--data", "Numbers"], "--data Numbers: there is no such class"),
+        (["fit", "--model", "MoCo", "--data", "Digits", "--model.foo", "3"], "foo"),
+        (["fit", "--model", "MoCo", "--data", "Digits", "--nonsense", "3"], "nonsense"),
+        ([*RUN, "--model.encoder", "resnet81", "--model.encoder_args", "null"], "no encoder 'resnet81'; did you mean"),
+        ([*RUN, "--data.mode", "L"], "the images have 1 channels, the encoder takes 3; pass in_channels=1"),
+        (["fit", "--model", "SimCLR", "--data", "ImageFolder", "--data.root", "nowhere"], "nowhere"),
+        (["fit", "--model", "SimCLR", "--data", "ImageFolder", "--data.root", "empty"], "empty"),
+        (["predict", "--ckpt_path", "no.ckpt", "--data", "Digits"], "no.ckpt: there is no such file"),
+        ([], "subcommand"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_nothing_is_written(args, said, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert said in printed(capsys, *args)
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_corrupt_picture_is_named_or_skipped(capsys):
+    pictures(Path("photos"))
+    Path("photos/cat/1.png").write_bytes(b"no picture")
+    folder = ["--data", "ImageFolder", "--data.root", "photos", "--data.batch_size", "4", "--data.num_workers", "0"]
+    args = ["fit", "--model", "SimCLR", *SMALL, *folder, "--trainer.max_epochs", "1", "--data.val_fraction", "0"]
+    assert "1.png" in printed(capsys, *args)
+    with pytest.warns(UserWarning, match=r"1\.png"):
+        cli.main([*args, "--data.on_error", "skip"])
+
+
+def test_without_labels_the_table_says_what_to_do(capsys):
+    pictures(Path("photos"), 24)
+    folder = ["--data", "ImageFolder", "--data.root", "photos", "--data.batch_size", "4", "--data.num_workers", "0"]
+    cli.main(["fit", "--model", "MoCo", "--model.queue_size", "16", *SMALL, *folder, "--trainer.max_epochs", "1"])
+    out = capsys.readouterr().out
+    assert "no labels to probe with" in out
+    assert "best checkpoint" in out
+
+
+def command(folder, *args):
+    line = [sys.executable, "-m", "sslmodules", "fit", "--model", "MoCo", "--model.queue_size", "300", *SMALL]
+    line += ["--data", "Digits", "--data.batch_size", "128", "--trainer.accelerator", "cpu"]
+    line += ["--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "3", "--trainer.limit_val_batches", "1"]
+    line += ["--checkpoint.every_n_train_steps", "1", "--checkpoint.save_top_k", "-1", "--checkpoint.monitor", "step"]
+    line += ["--checkpoint.filename", "{step}", "--checkpoint.dirpath", str(folder), *args]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
+    """SIGKILL in the middle of an epoch, then ``--ckpt_path``."""
+    whole = command(tmp_path / "whole", "--trainer.default_root_dir", str(tmp_path / "a"))
+    killed = command(tmp_path / "killed", "--trainer.default_root_dir", str(tmp_path / "b"))
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "step=8.ckpt").is_file():  # six steps an epoch: two into the second
+        assert killed.poll() is None, killed.stdout.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    checkpoint = tmp_path / "killed" / "step=8.ckpt"
+    resumed = command(
+        tmp_path / "killed", "--trainer.default_root_dir", str(tmp_path / "b"), "--ckpt_path", str(checkpoint)
+    )
+    for process in (whole, resumed):
+        out = process.communicate(timeout=180)[0].decode()
+        assert process.returncode == 0, out
+    last = [torch.load(tmp_path / f / "last.ckpt", weights_only=True) for f in ("whole", "killed")]
+    assert last[0]["global_step"] == last[1]["global_step"] == 18
+    assert same_bits(last[0]["state_dict"], last[1]["state_dict"])
+    for key in ("optimizer_states", "lr_schedulers"):
+        assert str(last[0][key]) == str(last[1][key])
+    probes = [next(v for k, v in c["callbacks"].items() if "Probe" in k)["head"] for c in last]
+    assert same_bits(*probes)

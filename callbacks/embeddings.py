@@ -32,7 +32,7 @@ class EmbeddingWriter(BasePredictionWriter):
         arrays = {"features": torch.cat([p["features"].float().cpu() for p in predictions]).numpy()}
         if all(p["labels"] is not None for p in predictions):
             arrays["labels"] = torch.cat([p["labels"].cpu() for p in predictions]).numpy()
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
         files = datamodule.files("predict") if hasattr(datamodule, "files") else []
         if len(files) == len(arrays["features"]):
             arrays["files"] = np.array([str(f) for f in files])
@@ -40,5 +40,5 @@ class EmbeddingWriter(BasePredictionWriter):
         if trainer.world_size > 1:
             path = path.with_stem(f"{path.stem}-rank{trainer.global_rank}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **arrays)
+        np.savez(path, **arrays)  # type: ignore[arg-type]
         print(f"{len(arrays['features'])} embeddings of length {arrays['features'].shape[1]} in {path}")

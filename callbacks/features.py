@@ -58,7 +58,7 @@ def labeled_features(
         with frozen(module), trainer.precision_plugin.forward_context():
             known = module(images)
             if reads == "projections":
-                known = module.project(known)
+                known = module.project(known)  # type: ignore[operator]
         if not isinstance(known, Tensor) or known.ndim != 2 or len(known) != len(labels):
             got = tuple(known.shape) if isinstance(known, Tensor) else type(known).__name__
             raise ValueError(

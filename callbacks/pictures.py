@@ -42,7 +42,7 @@ class Pictures(Callback):
             return
         with frozen(pl_module):
             torch.manual_seed(0)  # the same crops and colours each time; `frozen` puts the run's state back
-            drawn = pl_module.pictures(images[: self.images])
+            drawn = pl_module.pictures(images[: self.images])  # type: ignore[operator]
         for name, tiles in drawn.items():
             self._write(trainer, name, tiles.float().cpu())
 

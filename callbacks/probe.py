@@ -153,7 +153,7 @@ class OnlineLinearProbe(Callback):
 
     def _check_labels(self, labels: Tensor) -> None:
         assert self.head is not None
-        classes = self.head[1].out_features
+        classes = int(self.head[1].out_features)  # type: ignore[arg-type]
         if labels.max() >= classes:
             raise ValueError(
                 f"{self.name}: a label is {int(labels.max())}, expected below the number of classes, {classes}; "

@@ -63,7 +63,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print the probe and kNN of this encoder beside the same encoder untrained, and where the files are."""
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+        if not self.trainer.is_global_zero or getattr(self.trainer, "fast_dev_run", False):
             return
         rows: list[tuple[str, ProbeResult | None]] = [(type(self.model).__name__, self._probe())]
         trained, self.model.encoder = self.model.encoder, self.untrained.to(self.model.device)

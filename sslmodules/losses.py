@@ -42,7 +42,7 @@ class _ContrastiveCrossEntropy(torch.autograd.Function):
         scale = 1.0 / temperature
         grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None  # (n, d)
         grad_columns = torch.zeros_like(columns) if ctx.needs_input_grad[1] else None  # (m, d)
-        grad_positive = torch.empty_like(positive) if ctx.needs_input_grad[2] else None  # (n,)
+        grad_positive = rows.new_empty(n) if ctx.needs_input_grad[2] else None  # (n,)
         loss, correct = rows.new_zeros(()), rows.new_zeros(())
 
         step = max(1, block // m)
@@ -84,7 +84,7 @@ class _ContrastiveCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return (*(None if g is None else g * grad for g in ctx.saved_tensors), None, None, None, None)
 
 
@@ -192,7 +192,7 @@ def info_nce(
         query, positive = F.normalize(query, dim=1), F.normalize(positive, dim=1)
     if negatives is None:
         target = torch.arange(len(query), device=query.device) + rank() * len(query)
-        args = (query, gather(positive), None, target, None, temperature, block)
+        args: tuple[Any, ...] = (query, gather(positive), None, target, None, temperature, block)
     elif negatives.ndim == 2 and negatives.shape[1] == query.shape[1]:
         args = (query, negatives.to(query.dtype), (query * positive).sum(1), 0, None, temperature, block)
     elif negatives.ndim == 3 and negatives.shape[::2] == query.shape:

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from sslmodules.batch import check_images, unpack
 from sslmodules.callbacks.momentum import MomentumUpdate
-from sslmodules.callbacks.queue import FeatureQueue, QueueUpdate
+from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
 from sslmodules.encoders import create_encoder, feature_dim, pool, stage_maps
 from sslmodules.hyperparameters import save_init_arguments
@@ -71,8 +71,8 @@ class SSLModule(LightningModule):
 
     momentum: float | None = None  # of the teachers, where there are momentum_pairs; see MomentumUpdate
     momentum_rises: bool = True  # towards 1 by a cosine over the run
-    queue: FeatureQueue | None  # filled by QueueUpdate
-    projector: nn.Module | None
+    queue: Any  # a FeatureQueue, or None; filled by QueueUpdate
+    projector: Any  # a module, or None in a method without one
 
     def __init__(
         self,
@@ -298,8 +298,10 @@ class SSLModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the given optimizer and schedule, or the method's recipe in the place of each that was left out."""
         groups = parameter_groups(self)
-        make = self.optimizer_callable or (lambda groups: self.recipe_optimizer(groups, self.learning_rate))
-        optimizer = make(groups)
+        if self.optimizer_callable is not None:
+            optimizer = self.optimizer_callable(groups)
+        else:
+            optimizer = self.recipe_optimizer(groups, self.learning_rate)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)  # before a scheduler notes the initial rates
         if self.lr_scheduler_callable is None:
@@ -307,7 +309,10 @@ class SSLModule(LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
         scheduler = self.lr_scheduler_callable(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": scheduler, "monitor": getattr(scheduler, "monitor", "val/loss")},
+            }
         return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_train_start(self) -> None:
@@ -398,8 +403,9 @@ def load(path: str | Path, **kwargs: Any) -> SSLModule:
     return known[saved["class_path"]].load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
 
 
-def subclasses(cls: type) -> Iterator[type]:
+def subclasses(cls: type) -> Iterator[Any]:
     """All imported subclasses of a class, those of its subclasses included."""
+    sub: type
     for sub in cls.__subclasses__():
         yield sub
         yield from subclasses(sub)

@@ -99,7 +99,7 @@ class LARS(Optimizer):
                 norms = zip(torch._foreach_norm(wide), torch._foreach_norm(updates), strict=True)
                 trust = [torch.where((w > 0) & (u > 0), group["trust_coefficient"] * w / u, 1.0) for w, u in norms]
                 torch._foreach_mul_(updates, trust)
-                self._apply(wide, updates, group)
+                self._apply(wide, list(updates), group)
         return loss
 
     def _apply(self, params: list[Tensor], updates: list[Any], group: dict[str, Any]) -> None:

@@ -101,13 +101,13 @@ class MoCo(SSLModule):
         0.07
         """
         recipe = {"hidden_dim": 0, "temperature": 0.07, "augmentation": "moco_v1", "milestones": (120, 160)}
-        return cls(encoder, **{**recipe, **kwargs})  # type: ignore[arg-type]
+        return cls(encoder, **{**recipe, **kwargs})
 
     @classmethod
     def v2(cls, encoder: str | nn.Module = "resnet50", **kwargs: Any) -> "MoCo":
         """Recipe of Chen et al. 2020c: the MLP projector, τ 0.2, blur, a cosine. These are the defaults."""
         recipe = {"hidden_dim": None, "temperature": 0.2, "augmentation": "moco_v2", "milestones": None}
-        return cls(encoder, **{**recipe, **kwargs})  # type: ignore[arg-type]
+        return cls(encoder, **{**recipe, **kwargs})
 
     @property
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

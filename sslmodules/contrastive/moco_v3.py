@@ -104,7 +104,7 @@ class MoCoV3(SSLModule):
             "weight_decay": 0.1,
             "warmup_epochs": 40,
         }
-        return cls(encoder, **{**recipe, **kwargs})  # type: ignore[arg-type]
+        return cls(encoder, **{**recipe, **kwargs})
 
     @property
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:

@@ -76,11 +76,12 @@ class SimCLR(SSLModule):
         """NT-Xent over the 2B views of the batch, and those of the other ranks."""
         h = self.encode(torch.cat(views))  # (2B, D): one pass, so that batch norm sees both views
         z = self.project(h)  # (2B, d)
-        loss, accuracy = nt_xent(*z.chunk(2), self.temperature, with_accuracy=True)
+        z1, z2 = z.chunk(2)
+        loss, accuracy = nt_xent(z1, z2, self.temperature, with_accuracy=True)
         return {
             "loss": loss,
             "features": h.chunk(2)[0].detach(),
-            "projections": z.chunk(2)[0].detach(),
+            "projections": z1.detach(),
             "accuracy": accuracy,
             "mutual_information": mutual_information_bound(loss, candidates=len(z) * world_size() - 1),
         }

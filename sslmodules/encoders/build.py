@@ -35,7 +35,7 @@ def create_encoder(name: str, in_channels: int = 3, image_size: int | None = Non
     """
     if name == "conv4":
         return ConvNet(in_channels, **kwargs)
-    size = {} if image_size is None else {"img_size": image_size}
+    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if name in OWN:
         return moco_v3_vit(name.rsplit("_", 1)[1], in_chans=in_channels, **size, **kwargs)
     base = name.removesuffix(SMALL_STEM)

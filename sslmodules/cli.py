@@ -161,7 +161,7 @@ def _own_sentence(error: BaseException | None) -> str | None:
         ours = trace is not None and trace.tb_frame.f_code.co_filename.startswith(folders)
         if ours and isinstance(error, (ValueError, FileNotFoundError)):
             return str(error)
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return None
 
 

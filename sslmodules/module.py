@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -321,6 +322,11 @@ class SSLModule(LightningModule):
         Batch size and length of the run are known only now: asking for the loader while optimizers are configured would
         make Lightning build it before it restores a checkpoint, and lose the place in the data.
         """
+        if not hasattr(self.trainer.train_dataloader, "state_dict"):
+            rank_zero_info(
+                f"{type(self.trainer.train_dataloader).__name__} keeps no place in the data: resuming is exact between "
+                "epochs; with sslmodules.datamodules it is in their middle too"
+            )
         if self.lr_scheduler_callable is None:
             schedule: Any = self.lr_schedulers()
             for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):

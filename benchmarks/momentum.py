@@ -23,10 +23,11 @@ def compare(name: str, device: str, rounds: int) -> None:
     student = timm.create_model(name).to(device)
     ours, theirs = (copy.deepcopy(student).requires_grad_(False) for _ in range(2))
     sources, targets = ([p.detach() for p in m.parameters()] for m in (student, copy.deepcopy(ours)))
-    update = MomentumUpdate().update
+    callback = MomentumUpdate()
+    tensors = callback._collect([(student, ours)])  # once a run, in on_train_start; lightly walks the modules each time
     times = medians(
         {
-            "ours": milliseconds(lambda: update([(student, ours)], MOMENTUM), device),
+            "ours": milliseconds(lambda: callback._move(tensors, MOMENTUM), device),
             "lightly": milliseconds(lambda: update_momentum(student, theirs, MOMENTUM), device),
             "copy": milliseconds(lambda: torch._foreach_copy_(targets, sources), device),
         },

@@ -17,7 +17,8 @@ import sslmodules
 from sslmodules import callbacks, configs, datamodules
 from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, OnlineLinearProbe, Pictures
 from sslmodules.evaluation import ProbeResult, probe
-from sslmodules.module import SSLModule, subclasses
+from sslmodules.loading import subclasses
+from sslmodules.module import SSLModule
 
 DEFAULT_CONFIG = "simclr_digits.yaml"
 

@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -273,8 +272,7 @@ class SSLModule(LightningModule):
         """
         images, _, views = unpack(batch)
         if images is not None:
-            patch = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
-            check_images(images, self.in_channels, patch, self.size, any_range=self.undo_normalization is not None)
+            self._check_images(images)
         b = len(images if images is not None else views[0]) * world_size()  # type: ignore[index]
         if self.queue is not None and len(self.queue) < b:
             raise ValueError(
@@ -282,9 +280,13 @@ class SSLModule(LightningModule):
                 "queue_size or a smaller batch"
             )
 
+    def _check_images(self, images: Tensor) -> None:
+        patch = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
+        check_images(images, self.in_channels, patch, self.size, any_range=self.undo_normalization is not None)
+
     def _check_first(self, images: Tensor, stage: str) -> None:
         if stage not in self._checked:
-            self.check_batch(images)
+            (self.check_batch if stage == "train" else self._check_images)(images)
             self._checked.add(stage)
 
     # --- optimizer and callbacks ------------------------------------------------------------------------------------
@@ -387,34 +389,6 @@ class SSLModule(LightningModule):
                 "sslmodules.load(path)"
             )
         self._seed = saved["seed"]
-
-
-def load(path: str | Path, **kwargs: Any) -> SSLModule:
-    """Load a method from a checkpoint without naming its class.
-
-    Args:
-        path: a checkpoint that a Trainer wrote.
-        kwargs: arguments to override, such as ``encoder=...`` where the encoder had been given as an object.
-
-    Raises:
-        ValueError: not a checkpoint of this package, or of a class that is not imported.
-    """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    saved = checkpoint.get("sslmodules")
-    if saved is None:
-        raise ValueError(f"{path} is no checkpoint of an SSLModule: it has no entry 'sslmodules'")
-    known = {f"{c.__module__}.{c.__qualname__}": c for c in subclasses(SSLModule)}
-    if saved["class_path"] not in known:
-        raise ValueError(f"{path} holds a {saved['class_path']}, which is not imported; import it first")
-    return known[saved["class_path"]].load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
-
-
-def subclasses(cls: type) -> Iterator[Any]:
-    """All imported subclasses of a class, those of its subclasses included."""
-    sub: type
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from subclasses(sub)
 
 
 def _channel_stats(

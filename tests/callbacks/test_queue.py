@@ -133,3 +133,10 @@ def test_a_queue_shorter_than_a_batch_is_refused_before_the_first_step(tmp_path)
         ValueError, match="the queue holds 7 keys, fewer than a batch of 8 over all devices; pass a larger"
     ):
         trainer(tmp_path, max_steps=1).fit(method, loader(8))
+
+
+def test_held_out_batches_may_be_larger_than_the_queue(tmp_path):
+    method = MoCo("conv4", encoder_args={"widths": (8, 16)}, queue_size=8)
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(method, loader(8), loader(32, batch_size=32))
+    assert "val/loss" in run.callback_metrics

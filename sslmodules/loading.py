@@ -1,0 +1,37 @@
+"""Reading a method back from its checkpoint without naming its class."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslmodules.module import SSLModule
+
+
+def load(path: str | Path, **kwargs: Any) -> SSLModule:
+    """Load a method from a checkpoint without naming its class.
+
+    Args:
+        path: a checkpoint that a Trainer wrote.
+        kwargs: arguments to override, such as ``encoder=...`` where the encoder had been given as an object.
+
+    Raises:
+        ValueError: not a checkpoint of this package, or of a class that is not imported.
+    """
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    saved = checkpoint.get("sslmodules")
+    if saved is None:
+        raise ValueError(f"{path} is no checkpoint of an SSLModule: it has no entry 'sslmodules'")
+    known = {f"{c.__module__}.{c.__qualname__}": c for c in subclasses(SSLModule)}
+    if saved["class_path"] not in known:
+        raise ValueError(f"{path} holds a {saved['class_path']}, which is not imported; import it first")
+    return known[saved["class_path"]].load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
+
+
+def subclasses(cls: type) -> Iterator[Any]:
+    """All imported subclasses of a class, those of its subclasses included."""
+    sub: type
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from subclasses(sub)

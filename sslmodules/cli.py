@@ -67,7 +67,7 @@ class CLI(LightningCLI):
         if not self.trainer.is_global_zero or getattr(self.trainer, "fast_dev_run", False):
             return
         rows: list[tuple[str, ProbeResult | None]] = [(type(self.model).__name__, self._probe())]
-        trained, self.model.encoder = self.model.encoder, self.untrained.to(self.model.device)
+        trained, self.model.encoder = self.model.encoder, self.untrained
         rows.append(("the same encoder at random initialisation", self._probe()))
         self.model.encoder = trained
         print("\n" + _table(rows))
@@ -89,6 +89,7 @@ class CLI(LightningCLI):
     def _probe(self) -> ProbeResult | None:
         if not self._validates():
             return None
+        self.model.to(self.trainer.strategy.root_device)  # Lightning has moved it to the CPU
         return probe(self.model, self.datamodule.train_dataloader(), self.datamodule.val_dataloader())
 
     def _validates(self) -> bool:

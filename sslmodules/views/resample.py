@@ -17,6 +17,9 @@ from sslmodules.views.precision import full_precision, per_sample, require
 
 Interpolation = Literal["bilinear", "bicubic"]
 
+# Standard deviations beyond which a Gaussian's weights, below 2e-8, count as 0: narrow kernels are computed as such.
+REACH = 6.0
+
 
 def _sum_rows(images: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Return `out[b, c, i] = Σ_k weight[b, i, k] · images[b, c, index[b, i, k]]`: (B, C, H, W) -> (B, C, h, W)."""
@@ -50,16 +53,15 @@ def _kernel_(x: Tensor, interpolation: Interpolation) -> Tensor:
 
 
 def _resize_taps(
-    first: Tensor, length: Tensor, reverse: Tensor, side: int, size: int, interpolation: Interpolation
+    first: Tensor, length: Tensor, reverse: Tensor, side: int, size: int, interpolation: Interpolation, longest: int
 ) -> tuple[Tensor, Tensor]:
     """Return which pixels of one axis make each output pixel, and their weights: (B, size, K) both.
 
-    `first` and `length` (B,) are each sample's stretch of an axis of `side` pixels; where `reverse` (B,), the output is
-    mirrored. The steps are those of torch's antialiased interpolation in fp32, so that both round alike.
+    `first` and `length` (B,) are each sample's stretch, at most `longest`, of an axis of `side` pixels; where `reverse`
+    (B,), the output is mirrored. The steps are those of torch's antialiased interpolation in fp32: both round alike.
     """
     radius = 1.0 if interpolation == "bilinear" else 2.0
-    # The longest stretch is the whole axis; asking the tensor instead would wait for the device.
-    taps = 2 * math.ceil(radius * max(side / size, 1.0)) + 1
+    taps = 2 * math.ceil(radius * max(longest / size, 1.0)) + 1
     out = torch.arange(0.5, size, device=first.device)  # (size,), the middles of the output's pixels
     out = torch.where(reverse[:, None], size - out, out)  # (B, size): a mirrored crop costs nothing
     length = length[:, None].to(torch.float32)  # (B, 1)
@@ -113,7 +115,9 @@ def resized_crop(
         raise ValueError(f"interpolation is {interpolation!r}; expected 'bilinear' or 'bicubic'.")
     if boxes.shape != (b, 4):
         raise ValueError(f"boxes have the shape {tuple(boxes.shape)}; expected (top, left, height, width), ({b}, 4).")
+    longest = max(height, width)
     if boxes.device.type == "cpu" and b:  # elsewhere, looking would wait for the device
+        longest = int(boxes[:, 2:].max())
         end = boxes[:, :2] + boxes[:, 2:]
         lowest, greatest = boxes.amin(0).tolist(), end.amax(0).tolist()
         if min(lowest[:2]) < 0 or min(lowest[2:]) < 1 or greatest[0] > height or greatest[1] > width:
@@ -125,11 +129,13 @@ def resized_crop(
     if flip is not None:
         reverse[1] = flip.to(images.device, non_blocking=True)
     if (height, size_y) == (width, size_x):  # the axes differ in their numbers only: all at once
-        taps = _resize_taps(first.flatten(), length.flatten(), reverse.flatten(), height, size_y, interpolation)
+        taps = _resize_taps(
+            first.flatten(), length.flatten(), reverse.flatten(), height, size_y, interpolation, longest
+        )
         (row, column), (row_weight, column_weight) = (values.chunk(2) for values in taps)
         return _sum_rows_and_columns(images, (row, row_weight), (column, column_weight))
-    rows = _resize_taps(first[0], length[0], reverse[0], height, size_y, interpolation)
-    columns = _resize_taps(first[1], length[1], reverse[1], width, size_x, interpolation)
+    rows = _resize_taps(first[0], length[0], reverse[0], height, size_y, interpolation, longest)
+    columns = _resize_taps(first[1], length[1], reverse[1], width, size_x, interpolation, longest)
     return _sum_rows_and_columns(images, rows, columns)
 
 
@@ -172,8 +178,11 @@ def gaussian_blur(images: Tensor, sigma: Tensor | float, kernel_size: int) -> Te
             f"for images of {height} x {width}."
         )
     require(sigma, 1e-6, math.inf, "sigma")
+    if not isinstance(sigma, Tensor) or (sigma.device.type == "cpu" and sigma.numel()):
+        half = min(half, max(1, int(REACH * float(sigma if not isinstance(sigma, Tensor) else sigma.max()))))
     offset = torch.arange(-half, half + 1, device=images.device)  # (K,)
-    kernel = (-0.5 * (offset / per_sample(sigma, images).view(-1, 1)).square()).exp()  # (B, K)
+    distance = offset / per_sample(sigma, images).view(-1, 1)  # (B, K), in standard deviations
+    kernel = (-0.5 * distance.square()).exp().masked_fill_((distance.abs() > REACH) & (offset.abs() > 1), 0)
     kernel = kernel / kernel.sum(1, keepdim=True)
     rows = _blur_taps(kernel, height)
     return _sum_rows_and_columns(images, rows, rows if height == width else _blur_taps(kernel, width))

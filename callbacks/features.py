@@ -32,6 +32,19 @@ def frozen(module: nn.Module) -> Iterator[None]:
                 m.training = training
 
 
+def labeled_part(batch: Any) -> tuple[Any, Tensor] | None:
+    """Images of a batch that have labels, and the labels (B,): those that ride along first; None without labels."""
+    if isinstance(batch, Mapping) and "labeled_image" in batch:
+        images, labels = batch["labeled_image"], batch["labeled_label"]
+    elif isinstance(batch, Mapping):
+        images, labels = batch.get("image"), batch.get("label")
+    elif isinstance(batch, Sequence) and len(batch) == 2:
+        images, labels = batch
+    else:
+        return None
+    return (images, labels) if isinstance(labels, Tensor) and labels.ndim == 1 else None
+
+
 def labeled_features(
     trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, reads: Reads = "features"
 ) -> Labeled | None:
@@ -43,16 +56,12 @@ def labeled_features(
     Raises:
         ValueError: the module gives no matrix of features.
     """
-    if isinstance(batch, Mapping) and "labeled_image" in batch:
-        images, labels, cache = batch["labeled_image"], batch["labeled_label"], f"_riding_{reads}"
-    elif isinstance(batch, Mapping):
-        images, labels, cache = batch.get("image"), batch.get("label"), reads
-    elif isinstance(batch, Sequence) and len(batch) == 2:
-        images, labels, cache = batch[0], batch[1], reads
-    else:
+    part = labeled_part(batch)
+    if part is None:
         return None
-    if not isinstance(labels, Tensor) or labels.ndim != 1:
-        return None
+    images, labels = part
+    riding = isinstance(batch, Mapping) and "labeled_image" in batch
+    cache = f"_riding_{reads}" if riding else reads
     known = outputs.get(cache) if isinstance(outputs, Mapping) else None
     if not isinstance(known, Tensor):
         with frozen(module), trainer.precision_plugin.forward_context():

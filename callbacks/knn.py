@@ -3,16 +3,16 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import MeanMetric
 
-from sslmodules.callbacks.features import Reads, labeled_features, number_of_classes
+from sslmodules.callbacks.features import Labeled, Reads, labeled_features, number_of_classes
+from sslmodules.callbacks.held_out import HeldOutAccuracy
 from sslmodules.distributed import gather
 from sslmodules.metrics import knn_scores
 
 
-class OnlineKNN(Callback):
+class OnlineKNN(HeldOutAccuracy):
     """Classify held-out images by their neighbours among the latest labeled training images; log ``knn/val_accuracy``.
 
     In training it only keeps features that the step has computed: those of augmented views, a little behind the
@@ -51,12 +51,6 @@ class OnlineKNN(Callback):
         self._bank: Tensor | None = None  # (bank_size, D)
         self._labels: Tensor | None = None  # (bank_size,), -1 where nothing has been written yet
         self._position = 0
-        self._accuracy: MeanMetric | None = None
-
-    @property
-    def state_key(self) -> str:
-        """Key of the state in a checkpoint."""
-        return self._generate_state_key(name=self.name)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -78,36 +72,18 @@ class OnlineKNN(Callback):
         self._labels.index_copy_(0, position, labels)
         self._position = (self._position + len(labels)) % self.bank_size
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new count."""
-        self._accuracy = MeanMetric(nan_strategy="disable").to(pl_module.device)
+    @property
+    def ready(self) -> bool:
+        """Whether anything has been remembered."""
+        return self._bank is not None
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Classify the images of one held-out batch."""
-        if self._bank is None or self._labels is None or dataloader_idx > 0:
-            return
-        labeled = labeled_features(trainer, pl_module, outputs, batch, self.reads)
-        if labeled is None:
-            return
-        assert self._accuracy is not None
+    def scores(self, trainer: Trainer, labeled: Labeled) -> Tensor:
+        """Votes (B, C) of the neighbours."""
+        assert self._bank is not None
+        assert self._labels is not None
         classes = number_of_classes(trainer, self.num_classes, type(self).__name__)
         bank, bank_labels = self._bank.to(labeled.features), self._labels.to(labeled.labels)
-        votes = knn_scores(labeled.features, bank, bank_labels, classes, self.k, self.temperature)
-        self._accuracy.update((votes.argmax(1) == labeled.labels).float(), weight=(labeled.labels >= 0).float())
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracy over all held-out labels."""
-        if self._accuracy is not None and self._accuracy.update_called:
-            pl_module.log(f"{self.name}/val_accuracy", self._accuracy.compute(), prog_bar=True)
-        self._accuracy = None
+        return knn_scores(labeled.features, bank, bank_labels, classes, self.k, self.temperature)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what is remembered."""

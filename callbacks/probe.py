@@ -3,17 +3,17 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
-from sslmodules.callbacks.features import Reads, labeled_features, number_of_classes
+from sslmodules.callbacks.features import Labeled, Reads, labeled_features, number_of_classes
+from sslmodules.callbacks.held_out import HeldOutAccuracy, correct_and_known
 from sslmodules.distributed import gather
 
 
-class OnlineLinearProbe(Callback):
+class OnlineLinearProbe(HeldOutAccuracy):
     """Train a linear classifier on detached features during pretraining; log ``probe/val_accuracy``.
 
     The probe has its own optimizer and stands outside the loss: the encoder's weights are the same to the bit with and
@@ -51,13 +51,7 @@ class OnlineLinearProbe(Callback):
         self.head: nn.Sequential | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self._pending: dict[str, Any] | None = None
-        self._accuracy: MeanMetric | None = None
         self._unlabeled = False
-
-    @property
-    def state_key(self) -> str:
-        """Key of the state in a checkpoint."""
-        return self._generate_state_key(name=self.name)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -84,45 +78,24 @@ class OnlineLinearProbe(Callback):
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        correct, known = _correct(logits.detach(), labels)
+        correct, known = correct_and_known(logits.detach(), labels)
         accuracy = (correct * known).sum() / known.sum().clamp_min(1)
         pl_module.log_dict(
             {f"{self.name}/train_loss": loss.detach(), f"{self.name}/train_accuracy": accuracy}, batch_size=len(labels)
         )
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new count."""
-        self._accuracy = MeanMetric(nan_strategy="disable").to(pl_module.device)
+    @property
+    def ready(self) -> bool:
+        """Whether there is a classifier, or one from a checkpoint that waits to be built."""
+        return self.head is not None or self._pending is not None
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the correct predictions on held-out images."""
-        labeled = labeled_features(trainer, pl_module, outputs, batch, self.reads)
-        if labeled is None or dataloader_idx > 0:
-            return
+    def scores(self, trainer: Trainer, labeled: Labeled) -> Tensor:
+        """Logits (B, C) in eval mode."""
         if self.head is None:
-            if self._pending is None:
-                return  # the sanity check before the first step: nothing to measure yet
             self._build(trainer, labeled.features)
         assert self.head is not None
-        assert self._accuracy is not None
         with torch.autocast(labeled.features.device.type, enabled=False):
-            logits = self.head.eval()(labeled.features)
-        correct, known = _correct(logits, labeled.labels)
-        self._accuracy.update(correct, weight=known)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracy over all held-out labels."""
-        if self._accuracy is not None and self._accuracy.update_called:
-            pl_module.log(f"{self.name}/val_accuracy", self._accuracy.compute(), prog_bar=True)
-        self._accuracy = None
+            return self.head.eval()(labeled.features)
 
     def state_dict(self) -> dict[str, Any]:
         """Classifier and optimizer."""
@@ -159,8 +132,3 @@ class OnlineLinearProbe(Callback):
                 f"{self.name}: a label is {int(labels.max())}, expected below the number of classes, {classes}; "
                 "pass the right num_classes"
             )
-
-
-def _correct(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Correct (B,) and known (B,), as numbers: selecting the labeled rows instead would wait for the device."""
-    return (logits.argmax(1) == labels).float(), (labels >= 0).float()

@@ -17,7 +17,7 @@ import sslmodules
 from sslmodules import callbacks, configs, datamodules
 from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, OnlineLinearProbe, Pictures
 from sslmodules.evaluation import ProbeResult, probe
-from sslmodules.loading import subclasses
+from sslmodules.loading import read_checkpoint, subclasses
 from sslmodules.module import SSLModule
 
 DEFAULT_CONFIG = "simclr_digits.yaml"
@@ -141,12 +141,7 @@ def _completed(args: list[str]) -> list[str]:
     if args[0] == "fit" and "--data" not in given and "--ckpt_path" not in given:
         return ["fit", "--config", str(config(DEFAULT_CONFIG)), *args[1:]]
     if "--ckpt_path" in given:
-        path = Path(given["--ckpt_path"])
-        if not path.is_file():
-            raise FileNotFoundError(f"--ckpt_path {path}: there is no such file")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if "sslmodules" not in checkpoint:
-            raise ValueError(f"--ckpt_path {path}: no checkpoint of this package; name its class with --model")
+        checkpoint = read_checkpoint(given["--ckpt_path"])
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
         model = {"class_path": checkpoint["sslmodules"]["class_path"], "init_args": arguments}
         return [args[0], "--model", json.dumps(model), *args[1:]]

@@ -51,6 +51,10 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
+def class_path(named: Any) -> str:
+    """Dotted path of a class or function."""
+    return f"{named.__module__}.{named.__qualname__}"
+
+
 def _mark(value: Any) -> str:
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{_MARK}{named.__module__}.{named.__qualname__}>"
+    return f"{_MARK}{class_path(value if hasattr(value, '__qualname__') else type(value))}>"

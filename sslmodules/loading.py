@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sslmodules.hyperparameters import class_path
 from sslmodules.module import SSLModule
 
 
@@ -17,16 +18,29 @@ def load(path: str | Path, **kwargs: Any) -> SSLModule:
         kwargs: arguments to override, such as ``encoder=...`` where the encoder had been given as an object.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: not a checkpoint of this package, or of a class that is not imported.
     """
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    saved = checkpoint.get("sslmodules")
-    if saved is None:
-        raise ValueError(f"{path} is no checkpoint of an SSLModule: it has no entry 'sslmodules'")
-    known = {f"{c.__module__}.{c.__qualname__}": c for c in subclasses(SSLModule)}
+    saved = read_checkpoint(path)["sslmodules"]
+    known = {class_path(c): c for c in subclasses(SSLModule)}
     if saved["class_path"] not in known:
         raise ValueError(f"{path} holds a {saved['class_path']}, which is not imported; import it first")
     return known[saved["class_path"]].load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a Trainer wrote of an SSLModule, its tensors left on disk until they are used.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a checkpoint of something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if "sslmodules" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of an SSLModule: it has no entry 'sslmodules'")
+    return checkpoint
 
 
 def subclasses(cls: type) -> Iterator[Any]:

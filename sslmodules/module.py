@@ -20,7 +20,7 @@ from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
 from sslmodules.encoders import create_encoder, feature_dim, pool, stage_maps
-from sslmodules.hyperparameters import save_init_arguments
+from sslmodules.hyperparameters import class_path, save_init_arguments
 from sslmodules.optim import parameter_groups, warmup_cosine
 from sslmodules.precision import full_precision
 from sslmodules.views import denormalize, normalize, resized_crop, to_float
@@ -66,7 +66,6 @@ class SSLModule(LightningModule):
     torch.Size([2, 256])
     """
 
-    input_kind: ClassVar[str] = "image"  # image: uint8 or [0, 1]; sound: [-1, 1]; video: as image, (B, T, C, H, W)
     lr_batch_size: ClassVar[int | None] = 256
 
     momentum: float | None = None  # of the teachers, where there are momentum_pairs; see MomentumUpdate
@@ -247,7 +246,7 @@ class SSLModule(LightningModule):
     def _undo(self, images: Tensor) -> Tensor:
         if self.undo_normalization is None or images.dtype == torch.uint8:
             return images
-        return denormalize(images.float(), *self.undo_normalization).clamp(0, 1)  # type: ignore[arg-type]
+        return denormalize(images, *self.undo_normalization).clamp(0, 1)  # type: ignore[arg-type]
 
     @contextmanager
     def _keyed_randomness(self, count: int | str) -> Iterator[None]:
@@ -373,20 +372,18 @@ class SSLModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the class, for :func:`load`, and the seed."""
-        cls = type(self)
-        checkpoint["sslmodules"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "seed": self._seed}
+        checkpoint["sslmodules"] = {"class_path": class_path(type(self)), "seed": self._seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the seed, and refuse a checkpoint of another method."""
         saved = checkpoint.get("sslmodules")
         if saved is None:
             return
-        mine = f"{type(self).__module__}.{type(self).__qualname__}"
-        fits = {f"{c.__module__}.{c.__qualname__}" for c in type(self).__mro__}
+        fits = set(map(class_path, type(self).__mro__))
         if saved["class_path"] not in fits and checkpoint["state_dict"].keys() != self.state_dict().keys():
             raise ValueError(
-                f"the checkpoint is of {saved['class_path']} and this is {mine}; load it with that class, or with "
-                "sslmodules.load(path)"
+                f"the checkpoint is of {saved['class_path']} and this is {class_path(type(self))}; load it with that "
+                "class, or with sslmodules.load(path)"
             )
         self._seed = saved["seed"]
 

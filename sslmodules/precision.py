@@ -1,7 +1,7 @@
 """Where full precision is needed whatever the Trainer's ``precision`` says."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -22,7 +22,8 @@ def full_precision(device_type: str) -> Iterator[None]:
     if before != "highest":
         torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device_type, enabled=False):
+        autocast = torch.amp.is_autocast_available(device_type)  # the meta device has none
+        with torch.autocast(device_type, enabled=False) if autocast else nullcontext():
             yield
     finally:
         if before != "highest":

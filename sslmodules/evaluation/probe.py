@@ -1,6 +1,6 @@
 """What an encoder is worth after training: a linear probe and nearest neighbours on clean, frozen features."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from sslmodules.callbacks.features import frozen
+from sslmodules.callbacks.features import frozen, labeled_part
 from sslmodules.metrics import knn_scores
 
 
@@ -39,9 +39,10 @@ def extract(module: LightningModule, loader: Iterable[Any], max_images: int | No
     features, labels, count = [], [], 0
     with frozen(module):
         for batch in loader:
-            x, y = _labeled_part(batch)
-            if y is None:
+            part = labeled_part(batch)
+            if part is None:
                 continue
+            x, y = part
             known = y >= 0
             x, y = move_data_to_device(x[known], module.device), y[known]
             if len(y):
@@ -86,13 +87,3 @@ def probe(
     classes = int(max(y.max(), y_test.max())) + 1
     votes = torch.cat([knn_scores(part, x, y, classes, k, temperature) for part in x_test.split(1024)])
     return ProbeResult(linear, (votes.argmax(1) == y_test).float().mean().item(), len(y), len(y_test))
-
-
-def _labeled_part(batch: Any) -> tuple[Tensor, Tensor | None]:
-    if isinstance(batch, Mapping):
-        if "labeled_image" in batch:
-            return batch["labeled_image"], batch["labeled_label"]
-        return batch["image"], batch.get("label")
-    if isinstance(batch, (list, tuple)) and len(batch) == 2:
-        return batch[0], batch[1]
-    return batch, None

@@ -1,12 +1,14 @@
 """What every function on a batch of images shares: the float range, fp32 arithmetic, parameters one a sample."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
+
+from sslmodules import precision
 
 P = ParamSpec("P")
 
@@ -33,9 +35,8 @@ def to_float(images: Tensor) -> Tensor:
 
 @contextmanager
 def fp32_without_gradient(device: torch.device) -> Iterator[None]:
-    """Turn off gradients, and autocast where it is on for this kind of device."""
-    autocast = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+    """Turn off gradients, and whatever would compute in less than the tensors' own precision."""
+    with torch.no_grad(), precision.full_precision(device.type):
         yield
 
 

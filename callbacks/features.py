@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-Reads = Literal["features", "projections"]
+Reads = Literal["features", "projections"] | int
 
 
 class Labeled(NamedTuple):
@@ -61,11 +61,11 @@ def labeled_features(
         return None
     images, labels = part
     riding = isinstance(batch, Mapping) and "labeled_image" in batch
-    cache = f"_riding_{reads}" if riding else reads
+    cache = f"_{'riding_' * riding}{reads}" if riding or isinstance(reads, int) else reads
     known = outputs.get(cache) if isinstance(outputs, Mapping) else None
     if not isinstance(known, Tensor):
         with frozen(module), trainer.precision_plugin.forward_context():
-            known = module(images)
+            known = module.features(images, [reads])[0].mean((2, 3)) if isinstance(reads, int) else module(images)  # type: ignore[operator]
             if reads == "projections":
                 known = module.project(known)  # type: ignore[operator]
         if not isinstance(known, Tensor) or known.ndim != 2 or len(known) != len(labels):

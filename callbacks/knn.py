@@ -24,7 +24,7 @@ class OnlineKNN(HeldOutAccuracy):
         k: neighbours that vote.
         temperature: of the votes; 0.07 as in DINO, 0.1 with k = 200 in the CIFAR literature.
         bank_size: labeled training images that are remembered, over all ranks.
-        reads: ``"features"`` or ``"projections"``.
+        reads: ``"features"``, ``"projections"`` or a stage of the encoder; see :class:`OnlineLinearProbe`.
         name: prefix of the logged metric; two on one Trainer need two names.
 
     Raises:

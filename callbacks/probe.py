@@ -23,7 +23,8 @@ class OnlineLinearProbe(HeldOutAccuracy):
 
     Args:
         num_classes: None takes ``num_classes`` of the DataModule.
-        reads: ``"features"``, the representation h, or ``"projections"``, what comes out of the projector.
+        reads: ``"features"``, the representation h; ``"projections"``, what comes out of the projector; or the number
+            of a stage of the encoder, whose map is averaged (one more forward pass a step, in eval mode).
         learning_rate: of Adam.
         weight_decay: of the classifier's weights.
         name: prefix of the logged metrics; two probes on one Trainer need two names.

@@ -19,9 +19,9 @@ from sslmodules.batch import check_images, unpack
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
-from sslmodules.encoders import create_encoder, feature_dim, pool, stage_maps
+from sslmodules.encoders import create_encoder, feature_dim, last_map, pool, stage_maps
 from sslmodules.hyperparameters import class_path, save_init_arguments
-from sslmodules.optim import parameter_groups, warmup_cosine
+from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
 from sslmodules.precision import full_precision
 from sslmodules.views import denormalize, normalize, resized_crop, to_float
 
@@ -50,6 +50,7 @@ class SSLModule(LightningModule):
             batches; it is scaled in proportion. With ``lr_batch_size = None`` it is taken as it is.
         weight_decay: of the recipe; norms and biases have none.
         warmup_epochs: epochs of linear warm-up in the recipe's schedule, counted in optimizer steps.
+        milestones: epochs after which the recipe's rate falls to a tenth; None is a cosine.
 
     Raises:
         ValueError: an unknown encoder (with the nearest names), or a mean and std that do not fit the channels.
@@ -67,6 +68,10 @@ class SSLModule(LightningModule):
     """
 
     lr_batch_size: ClassVar[int | None] = 256
+    encoder_channels: ClassVar[int | None] = None  # that preprocess gives; None: those of the images
+    reads_map: ClassVar[bool] = False  # whether the representation is the mean of the last map: of the patches' tokens
+    specialised: ClassVar[bool] = False  # whether the last stage serves the pretext task more than its users: the
+    # probes that end a run then look at every stage
 
     momentum: float | None = None  # of the teachers, where there are momentum_pairs; see MomentumUpdate
     momentum_rises: bool = True  # towards 1 by a cosine over the run
@@ -88,6 +93,7 @@ class SSLModule(LightningModule):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         warmup_epochs: float = 0,
+        milestones: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         save_init_arguments(self)
@@ -106,10 +112,12 @@ class SSLModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_epochs = warmup_epochs
+        self.milestones = milestones
+        channels = self.encoder_channels or in_channels
         if isinstance(encoder, str):
-            encoder = create_encoder(encoder, in_channels, size, **(encoder_args or {}))
+            encoder = create_encoder(encoder, channels, size, **(encoder_args or {}))
         self.encoder = encoder
-        self.feature_dim = feature_dim(encoder, in_channels, size)
+        self.feature_dim = feature_dim(encoder, channels, size, of_map=self.reads_map)
         self.generator: torch.Generator | None = None  # of the current batch, for make_views
         self._seed: int | None = None
         self._checked: set[str] = set()
@@ -144,14 +152,21 @@ class SSLModule(LightningModule):
         return torch.optim.AdamW(groups, lr=lr, weight_decay=self.weight_decay)
 
     def recipe_schedule(self, step: int, steps_per_epoch: float, total: float) -> float:
-        """Give the factor on the learning rate after ``step`` of ``total`` optimizer steps: warm-up, then cosine."""
-        return warmup_cosine(step, int(self.warmup_epochs * steps_per_epoch), total)
+        """Give the factor on the learning rate after ``step`` of ``total`` optimizer steps."""
+        warmup = int(self.warmup_epochs * steps_per_epoch)
+        if self.milestones is None:
+            return warmup_cosine(step, warmup, total)
+        return min(1.0, step / max(1, warmup)) * step_decay(step, steps_per_epoch, self.milestones)
 
     # --- from images to features ------------------------------------------------------------------------------------
 
     def normalize(self, images: Tensor) -> Tensor:
         """Subtract the module's mean and divide by its std, per channel; floats (B, C, H, W) in [0, 1]."""
         return images if self.mean is None else normalize(images, self.mean, self.std)  # type: ignore[arg-type]
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Undo :meth:`normalize`, for the eye: (B, C, H, W) in [0, 1]."""
+        return (images if self.mean is None else denormalize(images, self.mean, self.std)).clamp(0, 1)  # type: ignore[arg-type]
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Make what the encoder eats of what a loader yields: fp32, normalised, as large as the views in training.
@@ -168,7 +183,11 @@ class SSLModule(LightningModule):
 
     def encode(self, x: Tensor) -> Tensor:
         """Representation (B, D) of preprocessed images or views: the encoder's output, pooled."""
-        return pool(self.encoder(x))
+        return pool(self.encode_map(x) if self.reads_map else self.encoder(x))
+
+    def encode_map(self, x: Tensor) -> Tensor:
+        """Map (B, D, H, W) of preprocessed images or views: the encoder's last, before it is pooled."""
+        return last_map(self.encoder, x)
 
     def forward(self, images: Tensor) -> Tensor:
         """Representation (B, D) of images as a loader yields them."""
@@ -178,8 +197,8 @@ class SSLModule(LightningModule):
         """Projection z of the representation h, what the loss compares; h itself in a method without projector."""
         return features if self.projector is None else self.projector(features)
 
-    def features(self, images: Tensor, stages: Sequence[int]) -> list[Tensor]:
-        """Maps (B, C, H, W) of chosen stages of the encoder; see :func:`sslmodules.encoders.stage_maps`."""
+    def features(self, images: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+        """Maps (B, C, H, W) of chosen stages of the encoder, or of all; see :func:`sslmodules.encoders.stage_maps`."""
         return stage_maps(self.encoder, self.preprocess(images), stages)
 
     def pictures(self, images: Tensor) -> dict[str, Tensor]:
@@ -189,9 +208,9 @@ class SSLModule(LightningModule):
         """
         views = self._views(images)
         images = to_float(self._undo(images))
-        shown = [v if self.mean is None else denormalize(v, self.mean, self.std) for v in views]  # type: ignore[arg-type]
+        shown = [self.denormalize(v) for v in views]
         first = [images] if images.shape[-2:] == shown[0].shape[-2:] else []
-        return {"views": torch.stack([*first, *(v for v in shown if v.shape == shown[0].shape)], 1).clamp(0, 1)}
+        return {"views": torch.stack([*first, *(v for v in shown if v.shape == shown[0].shape)], 1)}
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -271,7 +290,7 @@ class SSLModule(LightningModule):
         """
         images, _, views = unpack(batch)
         if images is not None:
-            self._check_images(images)
+            self.check_images(images)
         b = len(images if images is not None else views[0]) * world_size()  # type: ignore[index]
         if self.queue is not None and len(self.queue) < b:
             raise ValueError(
@@ -279,13 +298,14 @@ class SSLModule(LightningModule):
                 "queue_size or a smaller batch"
             )
 
-    def _check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor) -> None:
+        """Raise a ValueError with one clear sentence where images do not fit; a method adds what it cannot do."""
         patch = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
         check_images(images, self.in_channels, patch, self.size, any_range=self.undo_normalization is not None)
 
     def _check_first(self, images: Tensor, stage: str) -> None:
         if stage not in self._checked:
-            (self.check_batch if stage == "train" else self._check_images)(images)
+            (self.check_batch if stage == "train" else self.check_images)(images)
             self._checked.add(stage)
 
     # --- optimizer and callbacks ------------------------------------------------------------------------------------
@@ -297,9 +317,13 @@ class SSLModule(LightningModule):
         present = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
         return [c for c in needed if not any(isinstance(p, type(c)) for p in present)]
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters for the optimizer; a group's ``"lr_scale"`` multiplies its rate. See :mod:`sslmodules.optim`."""
+        return parameter_groups(self)
+
     def configure_optimizers(self) -> Any:
         """Build the given optimizer and schedule, or the method's recipe in the place of each that was left out."""
-        groups = parameter_groups(self)
+        groups = self.parameter_groups()
         if self.optimizer_callable is not None:
             optimizer = self.optimizer_callable(groups)
         else:

@@ -134,6 +134,16 @@ def warmup_cosine(step: int, warmup: int, total: float, final: float = 0.0) -> f
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def step_decay(step: int, steps_per_epoch: float, milestones: Iterable[float], factor: float = 0.1) -> float:
+    """Factor on the learning rate: multiplied by ``factor`` at each milestone, in epochs counted in optimizer steps.
+
+    >>> [step_decay(s, steps_per_epoch=2, milestones=(1, 2)) for s in range(4)]
+    [1, 1, 0.1, 0.1]
+    """
+    epoch = step / steps_per_epoch if steps_per_epoch else 0
+    return math.prod(factor for m in milestones if epoch >= m)
+
+
 def cosine_momentum(step: int, total: float, start: float) -> float:
     """Momentum of a teacher, ``1 - ½(1 + cos(πt/T))(1 - m₀)``: from ``start`` towards 1, which it never reaches.
 

@@ -46,7 +46,6 @@ class MoCo(SSLModule):
         batch_norm_splits: on one device, batch norm over that many parts of the batch; 0 is ordinary batch norm.
         learning_rate: of SGD, taken as it is (0.03 at batch 256).
         weight_decay: of SGD.
-        milestones: epochs after which the rate falls to a tenth; None is a cosine.
 
     >>> method = MoCo("conv4", queue_size=64)
     >>> images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
@@ -73,7 +72,6 @@ class MoCo(SSLModule):
         std: Sequence[float] | None = IMAGENET_DEFAULT_STD,
         learning_rate: float = 0.03,
         weight_decay: float = 1e-4,
-        milestones: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(encoder, mean=mean, std=std, learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
@@ -82,7 +80,6 @@ class MoCo(SSLModule):
         self.temperature = temperature
         self.momentum = momentum
         self.symmetric = symmetric
-        self.milestones = milestones
         self.batch_norm_splits = max(1, batch_norm_splits)
         if self.batch_norm_splits > 1:
             split_batch_norm(self.encoder, self.batch_norm_splits)
@@ -161,13 +158,6 @@ class MoCo(SSLModule):
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         """SGD, momentum 0.9."""
         return SGD(groups, lr=lr, momentum=0.9, weight_decay=self.weight_decay)
-
-    def recipe_schedule(self, step: int, steps_per_epoch: float, total: float) -> float:
-        """Cosine, or a tenth after each milestone; the epoch is counted in optimizer steps."""
-        if self.milestones is None:
-            return super().recipe_schedule(step, steps_per_epoch, total)
-        epoch = step // steps_per_epoch if steps_per_epoch else 0
-        return 0.1 ** sum(epoch >= m for m in self.milestones)
 
 
 def _has_local_batch_norm(module: nn.Module) -> bool:

@@ -1,7 +1,8 @@
 """Building encoders by name, and reading features from any of them."""
 
-from sslmodules.encoders.build import create_encoder, feature_dim, pool, stage_maps
+from sslmodules.encoders.build import create_encoder
 from sslmodules.encoders.convnet import ConvNet
+from sslmodules.encoders.features import feature_dim, last_map, pool, stage_maps
 from sslmodules.encoders.split_batch_norm import SplitBatchNorm2d, split_batch_norm
 from sslmodules.encoders.vit import moco_v3_vit
 
@@ -10,6 +11,7 @@ __all__ = [
     "SplitBatchNorm2d",
     "create_encoder",
     "feature_dim",
+    "last_map",
     "moco_v3_vit",
     "pool",
     "split_batch_norm",

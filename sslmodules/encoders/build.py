@@ -1,12 +1,10 @@
-"""From a name to an encoder, and from any encoder to features."""
+"""From a name to an encoder."""
 
 import difflib
-from collections.abc import Sequence
 from typing import Any
 
 import timm
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sslmodules.encoders.convnet import ConvNet
 from sslmodules.encoders.vit import moco_v3_vit
@@ -56,79 +54,3 @@ def create_encoder(name: str, in_channels: int = 3, image_size: int | None = Non
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         encoder.conv1, encoder.maxpool = stem, nn.Identity()
     return encoder
-
-
-def pool(features: Tensor) -> Tensor:
-    """Whatever an encoder gives as one vector an image: (B, D) as it is, the mean of (B, N, D) or of (B, D, H, W).
-
-    Raises:
-        ValueError: another number of dimensions, or no tensor.
-
-    >>> pool(torch.ones(2, 5, 4, 4)).shape
-    torch.Size([2, 5])
-    """
-    if not isinstance(features, Tensor) or features.ndim not in (2, 3, 4):
-        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"the encoder gave {got}, expected a tensor (B, D), tokens (B, N, D) or a map (B, D, H, W)")
-    if features.ndim == 4:
-        return features.mean((2, 3))
-    return features.mean(1) if features.ndim == 3 else features
-
-
-def feature_dim(encoder: nn.Module, in_channels: int = 3, image_size: int | None = None) -> int:
-    """Length of the pooled representation: the encoder's ``num_features``, else found by encoding an empty image.
-
-    Raises:
-        ValueError: the encoder has no ``num_features`` and refuses an empty image.
-
-    >>> feature_dim(nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU()))
-    7
-    """
-    known = getattr(encoder, "num_features", None)
-    if isinstance(known, int):
-        return getattr(encoder, "head_hidden_size", None) or known
-    side = image_size or 64
-    flags = {m: m.training for m in encoder.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            encoder.eval()
-            return pool(encoder(torch.zeros(1, in_channels, side, side))).shape[1]
-    except Exception as error:
-        raise ValueError(
-            f"the length of {type(encoder).__name__}'s features is unknown: it has no attribute num_features and fails "
-            f"on an empty image of {in_channels} channels and {side} px ({error}); set encoder.num_features"
-        ) from error
-    finally:
-        for module, training in flags.items():
-            module.training = training
-
-
-def stage_maps(encoder: nn.Module, x: Tensor, stages: Sequence[int]) -> list[Tensor]:
-    """Maps of chosen stages, (B, C, H, W) each, in the order asked for.
-
-    Args:
-        encoder: a timm model, a :class:`ConvNet`, an ``nn.Sequential`` (each child is a stage), or any module with a
-            method ``forward_intermediates``.
-        x: what the encoder eats, (B, C, H, W).
-        stages: indices from the first stage on; negative ones count from the last.
-
-    Raises:
-        ValueError: the encoder offers no stages, or not that many.
-
-    >>> [tuple(m.shape) for m in stage_maps(ConvNet(), torch.zeros(2, 3, 8, 8), [0, -1])]
-    [(2, 32, 8, 8), (2, 256, 1, 1)]
-    """
-    if isinstance(encoder, ConvNet):
-        maps = encoder.forward_intermediates(x)
-    elif hasattr(encoder, "forward_intermediates"):
-        maps = encoder.forward_intermediates(x, intermediates_only=True)  # type: ignore[operator]
-    elif isinstance(encoder, nn.Sequential):
-        maps = []
-        for stage in encoder:
-            x = stage(x)
-            maps.append(x)
-    else:
-        raise ValueError(f"{type(encoder).__name__} offers no stages; give it a method forward_intermediates(x)")
-    if any(not -len(maps) <= s < len(maps) for s in stages):
-        raise ValueError(f"the stages {list(stages)} were asked for, {type(encoder).__name__} has {len(maps)}")
-    return [maps[s] for s in stages]

@@ -1,6 +1,6 @@
 """What an encoder is worth after training: a linear probe and nearest neighbours on clean, frozen features."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sslmodules.callbacks.features import frozen, labeled_part
 from sslmodules.metrics import knn_scores
+from sslmodules.module import SSLModule
 
 
 class ProbeResult(NamedTuple):
@@ -24,7 +25,12 @@ class ProbeResult(NamedTuple):
     test_images: int
 
 
-def extract(module: LightningModule, loader: Iterable[Any], max_images: int | None = None) -> tuple[Tensor, Tensor]:
+def extract(
+    module: LightningModule,
+    loader: Iterable[Any],
+    max_images: int | None = None,
+    read: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Features and labels of a loader's labeled images, by ``module(images)`` in eval mode.
 
     Args:
@@ -32,6 +38,7 @@ def extract(module: LightningModule, loader: Iterable[Any], max_images: int | No
         loader: batches ``(images, labels)``, or mappings with ``"image"`` and ``"label"``, or with ``"labeled_image"``
             and ``"labeled_label"``. Images whose label is below 0 are left out.
         max_images: stop after so many.
+        read: images -> (B, D); None is the module itself.
 
     Returns:
         (N, D) fp32 and (N,), on the CPU. N is 0 where nothing has a label.
@@ -46,7 +53,7 @@ def extract(module: LightningModule, loader: Iterable[Any], max_images: int | No
             known = y >= 0
             x, y = move_data_to_device(x[known], module.device), y[known]
             if len(y):
-                features.append(module(x).float().cpu())
+                features.append((read or module)(x).float().cpu())
                 labels.append(y.cpu())
                 count += len(y)
             if max_images is not None and count >= max_images:
@@ -81,9 +88,48 @@ def probe(
     x_test, y_test = extract(module, test, max_images)
     if not len(y) or not len(y_test) or len(y.unique()) < 2:
         return None
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
-    classifier.fit(x.numpy(), y.numpy())
-    linear = float(classifier.score(x_test.numpy(), y_test.numpy()))
+    linear = _logistic_regression(x, y, x_test, y_test)
     classes = int(max(y.max(), y_test.max())) + 1
     votes = torch.cat([knn_scores(part, x, y, classes, k, temperature) for part in x_test.split(1024)])
     return ProbeResult(linear, (votes.argmax(1) == y_test).float().mean().item(), len(y), len(y_test))
+
+
+def probe_stages(
+    module: SSLModule, train: Iterable[Any], test: Iterable[Any], max_images: int = 20_000, most: int = 6
+) -> dict[int, float]:
+    """Accuracy of logistic regression on the averaged map of each stage of the encoder, by the number of the stage.
+
+    The last stage of a pretext method is specialised to its task, the best one lies before it (Zhang et al. 2017,
+    Table 2). Of more than ``most`` stages (a transformer's blocks) as many are taken, evenly, the last among them.
+
+    Args:
+        module: the method; see :meth:`~sslmodules.SSLModule.features`.
+        train: loader to fit on; see :func:`extract`.
+        test: loader to measure on.
+        max_images: of either loader; more are left unread.
+        most: stages to probe.
+
+    Returns:
+        Empty where either has no labels or ``train`` has fewer than two classes.
+    """
+    widths: list[int] = []
+
+    def read(images: Tensor) -> Tensor:
+        averaged = [m.mean((2, 3)) for m in module.features(images)]
+        widths[:] = [m.shape[1] for m in averaged]
+        return torch.cat(averaged, 1)
+
+    x, y = extract(module, train, max_images, read)
+    x_test, y_test = extract(module, test, max_images, read)
+    if not len(y) or not len(y_test) or len(y.unique()) < 2:
+        return {}
+    count = len(widths)
+    chosen = sorted({count - 1 - i * count // min(most, count) for i in range(min(most, count))})
+    parts, test_parts = x.split(widths, 1), x_test.split(widths, 1)
+    return {s: _logistic_regression(parts[s], y, test_parts[s], y_test) for s in chosen}
+
+
+def _logistic_regression(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> float:
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
+    classifier.fit(x.numpy(), y.numpy())
+    return float(classifier.score(x_test.numpy(), y_test.numpy()))

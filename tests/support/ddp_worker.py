@@ -42,7 +42,7 @@ def prepared(name: str) -> tuple[SSLModule, list[Tensor]]:
     replace_batch_norm(module, SyncBatchNorm)
     images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     module.generator = torch.Generator().manual_seed(1)
-    views = [v.double() for v in module.make_views(images)]
+    views = [v.double() if v.is_floating_point() else v for v in module.make_views(images)]
     module.generator = None
     return module.double().train(), views
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from sslmodules import MoCo, MoCoV3, SimCLR, SSLModule
+from sslmodules import MoCo, MoCoV3, Rotation, SimCLR, SSLModule
 
 TINY = {"encoder": "conv4", "encoder_args": {"widths": (8, 16)}}
 
@@ -18,6 +18,7 @@ METHODS: dict[str, Callable[..., SSLModule]] = {
     "MoCoV3.vit": partial(
         MoCoV3.vit, encoder_args={"patch_size": 4, "depth": 1, "embed_dim": 24}, size=16, output_dim=8, hidden_dim=16
     ),
+    "Rotation": partial(Rotation, **TINY),
 }
 
 

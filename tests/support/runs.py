@@ -8,11 +8,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def images(count: int = 32, channels: int = 3, side: int = 16, classes: int = 4, seed: int = 0) -> TensorDataset:
-    """uint8 images whose class shows in their brightness, and labels."""
+    """uint8 images whose class shows in their brightness and in the width of their stripes, and labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    noise = torch.randint(0, 100, (count, channels, side, side), generator=generator)
-    return TensorDataset((noise + 35 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels)
+    number = labels.view(-1, 1, 1, 1)
+    noise = torch.randint(0, 70, (count, channels, side, side), generator=generator)
+    stripes = 30 * (torch.arange(side) // (number + 1) % 2)  # (count, 1, 1, side)
+    return TensorDataset((noise + stripes + 35 * number).clamp(max=255).to(torch.uint8), labels)
 
 
 def loader(count: int = 32, batch_size: int = 8, **kwargs: Any) -> DataLoader:

@@ -1,0 +1,1 @@
+"""Reconstructing what was taken from an image: pixels, colours."""

@@ -19,7 +19,7 @@ from sslmodules.batch import check_images, unpack
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
-from sslmodules.encoders import create_encoder, feature_dim, last_map, pool, stage_maps
+from sslmodules.encoders import create_encoder, feature_dim, last_map, map_shape, pool, stage_maps
 from sslmodules.hyperparameters import class_path, save_init_arguments
 from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
 from sslmodules.precision import full_precision
@@ -117,7 +117,9 @@ class SSLModule(LightningModule):
         if isinstance(encoder, str):
             encoder = create_encoder(encoder, channels, size, **(encoder_args or {}))
         self.encoder = encoder
-        self.feature_dim = feature_dim(encoder, channels, size, of_map=self.reads_map)
+        self.feature_dim = (
+            map_shape(encoder, channels, size)[0] if self.reads_map else feature_dim(encoder, channels, size)
+        )
         self.generator: torch.Generator | None = None  # of the current batch, for make_views
         self._seed: int | None = None
         self._checked: set[str] = set()

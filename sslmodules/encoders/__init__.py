@@ -2,7 +2,7 @@
 
 from sslmodules.encoders.build import create_encoder
 from sslmodules.encoders.convnet import ConvNet
-from sslmodules.encoders.features import feature_dim, last_map, pool, stage_maps
+from sslmodules.encoders.features import feature_dim, last_map, map_shape, pool, stage_maps
 from sslmodules.encoders.split_batch_norm import SplitBatchNorm2d, split_batch_norm
 from sslmodules.encoders.vit import moco_v3_vit
 
@@ -12,6 +12,7 @@ __all__ = [
     "create_encoder",
     "feature_dim",
     "last_map",
+    "map_shape",
     "moco_v3_vit",
     "pool",
     "split_batch_norm",

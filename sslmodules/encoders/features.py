@@ -1,7 +1,8 @@
 """From any encoder to features: vectors, the last map, the maps of its stages."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -26,41 +27,26 @@ def pool(features: Tensor) -> Tensor:
     return features.mean(1) if features.ndim == 3 else features
 
 
-def feature_dim(encoder: nn.Module, in_channels: int = 3, image_size: int | None = None, of_map: bool = False) -> int:
-    """Length of the representation: the encoder's ``num_features``, else found by encoding an empty image.
-
-    Args:
-        encoder: any; see :func:`pool` for what it may give.
-        in_channels: channels that it takes.
-        image_size: side of its images in pixels; None tries 64.
-        of_map: the channels of its :func:`last_map` instead, always found by encoding.
+def feature_dim(encoder: nn.Module, in_channels: int = 3, image_size: int | None = None) -> int:
+    """Length of the pooled representation: the encoder's ``num_features``, else found by encoding an empty image.
 
     Raises:
-        ValueError: the encoder has no ``num_features`` and refuses an empty image; or it has no map.
+        ValueError: the encoder has no ``num_features`` and refuses an empty image.
 
     >>> feature_dim(nn.Sequential(nn.Conv2d(3, 7, 3), nn.ReLU()))
     7
     """
     known = getattr(encoder, "num_features", None)
-    if isinstance(known, int) and not of_map:
+    if isinstance(known, int):
         return getattr(encoder, "head_hidden_size", None) or known
-    side = image_size or 64
-    flags = {m: m.training for m in encoder.modules()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            encoder.eval()
-            empty = torch.zeros(1, in_channels, side, side)
-            return (last_map(encoder, empty) if of_map else pool(encoder(empty))).shape[1]
+        with _tried(encoder, in_channels, image_size) as empty:
+            return pool(encoder(empty)).shape[1]
     except Exception as error:
         raise ValueError(
             f"the length of {type(encoder).__name__}'s features is unknown: it has no attribute num_features and fails "
-            f"on an empty image of {in_channels} channels and {side} px ({error}); set encoder.num_features"
-            if not of_map
-            else f"{type(encoder).__name__} gives no map for an image of {in_channels} channels and {side} px: {error}"
+            f"on an empty image of {in_channels} channels and {image_size or 64} px ({error}); set encoder.num_features"
         ) from error
-    finally:
-        for module, training in flags.items():
-            module.training = training
 
 
 def last_map(encoder: nn.Module, x: Tensor) -> Tensor:
@@ -93,6 +79,40 @@ def last_map(encoder: nn.Module, x: Tensor) -> Tensor:
         f"{type(encoder).__name__} gave {got}, and a map (B, D, H, W) or a square of tokens (B, N, D) is needed; "
         "leave out its pooling, or give it a method forward_features that does"
     )
+
+
+def map_shape(encoder: nn.Module, in_channels: int = 3, image_size: int | None = None) -> tuple[int, int, int]:
+    """Shape (D, H, W) of the last map of a square image, found by encoding an empty one.
+
+    Raises:
+        ValueError: the encoder refuses it, or gives no map.
+
+    >>> map_shape(ConvNet(), image_size=32)
+    (256, 4, 4)
+    """
+    try:
+        with _tried(encoder, in_channels, image_size) as empty:
+            d, h, w = last_map(encoder, empty).shape[1:]
+    except Exception as error:
+        raise ValueError(
+            f"{type(encoder).__name__} gives no map for an image of {in_channels} channels and {image_size or 64} px: "
+            f"{error}"
+        ) from error
+    return d, h, w
+
+
+@contextmanager
+def _tried(encoder: nn.Module, in_channels: int, image_size: int | None) -> Iterator[Tensor]:
+    """An empty image, and passes that leave no trace in the encoder or the random numbers."""
+    flags = {m: m.training for m in encoder.modules()}
+    side = image_size or 64
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            encoder.eval()
+            yield torch.zeros(1, in_channels, side, side)
+    finally:
+        for module, training in flags.items():
+            module.training = training
 
 
 def stage_maps(encoder: nn.Module, x: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:

@@ -28,6 +28,7 @@ def create_encoder(name: str, in_channels: int = 3, image_size: int | None = Non
     Raises:
         ValueError: no such model; the message has the nearest names.
 
+    >>> import torch
     >>> create_encoder("resnet18-cifar")(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 512])
     """

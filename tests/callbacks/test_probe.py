@@ -61,6 +61,19 @@ def test_probe_reads_the_representation_or_the_projection(tmp_path):
     assert {"probe/val_accuracy", "probe_z/val_accuracy"} <= run.callback_metrics.keys()
 
 
+def test_probe_and_knn_read_a_stage_of_the_encoder(tmp_path):
+    method = SimCLR("conv4", encoder_args={"widths": (8, 16)}, output_dim=5, warmup_epochs=0)
+    first, last = (OnlineLinearProbe(4, reads=s, name=f"probe_{s}") for s in (0, 1))
+    nearest = OnlineKNN(4, reads=0, bank_size=16)
+    run = trainer(tmp_path, max_epochs=1, callbacks=[first, last, nearest])
+    run.fit(method, loader(16), loader(16))
+    assert (first.head[1].in_features, last.head[1].in_features) == (8, 16)
+    assert {"probe_0/val_accuracy", "probe_1/val_accuracy", "knn/val_accuracy"} <= run.callback_metrics.keys()
+    with torch.no_grad():
+        expected = method.eval().features(images(16)[:][0][8:], [0])[0].mean((2, 3))
+    torch.testing.assert_close(nearest._bank[8:], expected)  # of the last batch, after the last step
+
+
 @pytest.mark.parametrize("reads", ["features", "projections"])
 def test_labeled_images_that_ride_along_feed_the_probe(reads, tmp_path):
     x, y = images(12)[:]

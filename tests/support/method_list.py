@@ -9,6 +9,12 @@ from sslmodules import MoCo, MoCoV3, Rotation, SimCLR, SSLModule
 
 TINY = {"encoder": "conv4", "encoder_args": {"widths": (8, 16)}}
 
+VIT = {
+    "encoder": "vit_tiny_patch16_224",
+    "encoder_args": {"patch_size": 4, "depth": 1, "embed_dim": 24},
+    "size": 16,
+}
+
 METHODS: dict[str, Callable[..., SSLModule]] = {
     "SimCLR": partial(SimCLR, **TINY, output_dim=8, warmup_epochs=0),
     "MoCo": partial(MoCo, **TINY, output_dim=8, queue_size=40, momentum=0.9),
@@ -19,6 +25,7 @@ METHODS: dict[str, Callable[..., SSLModule]] = {
         MoCoV3.vit, encoder_args={"patch_size": 4, "depth": 1, "embed_dim": 24}, size=16, output_dim=8, hidden_dim=16
     ),
     "Rotation": partial(Rotation, **TINY),
+    "Rotation.vit": partial(Rotation, **VIT),
 }
 
 

@@ -47,17 +47,27 @@ class Pictures(Callback):
             self._write(trainer, name, tiles.float().cpu())
 
     def _write(self, trainer: Trainer, name: str, tiles: Tensor) -> None:
-        columns = tiles.shape[1]
-        flat = tiles.flatten(0, 1)  # (rows · columns, C, H, W)
-        if flat.shape[1] not in (1, 3):
-            flat = flat[:, :3] if flat.shape[1] > 3 else flat[:, :1]
-        factor = -(-self.min_side // flat.shape[-1])
-        flat = flat.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-        grid = make_grid(flat, nrow=columns, padding=4, pad_value=1.0)
+        picture = grid(tiles, self.min_side)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"pictures/{name}", grid, trainer.global_step)
+                logger.experiment.add_image(f"pictures/{name}", picture, trainer.global_step)
         if trainer.log_dir is not None and trainer.loggers:
             folder = Path(trainer.log_dir) / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
-            save_image(grid, folder / f"{name}-step={trainer.global_step}.png")
+            save_image(picture, folder / f"{name}-step={trainer.global_step}.png")
+
+
+def grid(tiles: Tensor, min_side: int = 64) -> Tensor:
+    """One picture (3, H, W) of tiles (rows, columns, C, h, w) in [0, 1], enlarged to at least ``min_side`` px.
+
+    Of more than three channels the first three are shown, of two the first.
+
+    >>> grid(torch.zeros(2, 3, 1, 16, 16)).shape
+    torch.Size([3, 140, 208])
+    """
+    flat = tiles.flatten(0, 1)  # (rows · columns, C, h, w)
+    if flat.shape[1] not in (1, 3):
+        flat = flat[:, :3] if flat.shape[1] > 3 else flat[:, :1]
+    factor = -(-min_side // flat.shape[-1])
+    flat = flat.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return make_grid(flat, nrow=tiles.shape[1], padding=4, pad_value=1.0)

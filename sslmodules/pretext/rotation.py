@@ -85,12 +85,12 @@ class Rotation(SSLModule):
 
     @torch.no_grad()
     def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """The four views of each image, and each of them turned back by the rotation that is predicted for it."""
+        """The four views of each image, then each of them turned back by the rotation that is predicted for it."""
         views = self._views(images)
         turns = self.classifier(self.encode(torch.cat(views))).argmax(1).tolist()  # 4B
         shown = self.denormalize(torch.cat(views))  # (4B, C, H, W)
         upright = torch.stack([v.rot90(-k, (1, 2)) for v, k in zip(shown, turns, strict=True)])
-        return {name: torch.stack(tiles.chunk(4), 1) for name, tiles in [("views", shown), ("turned upright", upright)]}
+        return {"turned upright": torch.stack([*shown.chunk(4), *upright.chunk(4)], 1)}
 
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         """SGD, momentum 0.9 (Nesterov)."""

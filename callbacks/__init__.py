@@ -5,6 +5,7 @@ from sslmodules.callbacks.embeddings import EmbeddingWriter
 from sslmodules.callbacks.knn import OnlineKNN
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.pictures import Pictures
+from sslmodules.callbacks.predicted import PictureWriter
 from sslmodules.callbacks.probe import OnlineLinearProbe
 from sslmodules.callbacks.queue import FeatureQueue, QueueUpdate
 
@@ -15,6 +16,7 @@ __all__ = [
     "MomentumUpdate",
     "OnlineKNN",
     "OnlineLinearProbe",
+    "PictureWriter",
     "Pictures",
     "QueueUpdate",
 ]

@@ -14,6 +14,19 @@ if _setup.is_file() and "name = sslmodules\n" in _setup.read_text(encoding="utf-
 from sslmodules.contrastive import MoCo, MoCoV3, SimCLR  # noqa: E402
 from sslmodules.loading import load  # noqa: E402
 from sslmodules.module import SSLModule  # noqa: E402
-from sslmodules.pretext import Rotation  # noqa: E402
+from sslmodules.pretext import Jigsaw, RelativePatch, Rotation  # noqa: E402
+from sslmodules.reconstruction import Colorization, Inpainting, SplitBrain  # noqa: E402
 
-__all__ = ["MoCo", "MoCoV3", "Rotation", "SSLModule", "SimCLR", "load"]
+__all__ = [
+    "Colorization",
+    "Inpainting",
+    "Jigsaw",
+    "MoCo",
+    "MoCoV3",
+    "RelativePatch",
+    "Rotation",
+    "SSLModule",
+    "SimCLR",
+    "SplitBrain",
+    "load",
+]

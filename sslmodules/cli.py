@@ -15,12 +15,13 @@ from torch import nn
 
 import sslmodules
 from sslmodules import callbacks, configs, datamodules
-from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, OnlineLinearProbe, Pictures
-from sslmodules.evaluation import ProbeResult, probe, probe_stages
+from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, OnlineLinearProbe, Pictures, PictureWriter
+from sslmodules.evaluation import ProbeResult, probe
 from sslmodules.loading import read_checkpoint, subclasses
 from sslmodules.module import SSLModule
 
 DEFAULT_CONFIG = "simclr_digits.yaml"
+STAGES = 6  # of an encoder, in the table
 
 
 class CLI(LightningCLI):
@@ -40,6 +41,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "learning_rate_monitor")
         parser.add_lightning_class_args(EmbeddingWriter, "embeddings")
+        parser.add_lightning_class_args(PictureWriter, "predicted")
         parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "best"})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -66,9 +68,9 @@ class CLI(LightningCLI):
         """Print the probe and kNN of this encoder beside the same encoder untrained, and where the files are."""
         if not self.trainer.is_global_zero or getattr(self.trainer, "fast_dev_run", False):
             return
-        rows = [(type(self.model).__name__, self._probe(), self._probe_stages())]
+        rows = [(type(self.model).__name__, self._probe())]
         trained, self.model.encoder = self.model.encoder, self.untrained
-        rows.append(("the same encoder at random initialisation", self._probe(), self._probe_stages()))
+        rows.append(("the same encoder at random initialisation", self._probe()))
         self.model.encoder = trained
         print("\n" + _table(rows))
         for checkpoint in self.trainer.checkpoint_callbacks:
@@ -84,18 +86,14 @@ class CLI(LightningCLI):
     def after_validate(self) -> None:
         """Print the probe and kNN of the encoder on the validation images."""
         if self.trainer.is_global_zero:
-            print("\n" + _table([(type(self.model).__name__, self._probe(), self._probe_stages())]))
+            print("\n" + _table([(type(self.model).__name__, self._probe())]))
 
     def _probe(self) -> ProbeResult | None:
         if not self._validates():
             return None
         self.model.to(self.trainer.strategy.root_device)  # Lightning has moved it to the CPU
-        return probe(self.model, self.datamodule.train_dataloader(), self.datamodule.val_dataloader())
-
-    def _probe_stages(self) -> dict[int, float]:
-        if not self.model.specialised or not self._validates():
-            return {}
-        return probe_stages(self.model, self.datamodule.train_dataloader(), self.datamodule.val_dataloader())
+        loaders = self.datamodule.train_dataloader(), self.datamodule.val_dataloader()
+        return probe(self.model, *loaders, stages=STAGES if self.model.specialised else 0)
 
     def _validates(self) -> bool:
         return self.trainer.limit_val_batches != 0 and bool(self.datamodule.val_dataloader())
@@ -172,15 +170,16 @@ def config(name: str) -> Path:
     return Path(next(iter(configs.__path__))) / name
 
 
-def _table(rows: list[tuple[str, ProbeResult | None, dict[int, float]]]) -> str:
+def _table(rows: list[tuple[str, ProbeResult | None]]) -> str:
     first = rows[0][1]
     if first is None:
         return "no labels to probe with: pass a labeled DataModule, or --data.labels true for ImageFolder"
+    known = [(name, result) for name, result in rows if result is not None]
     lines = [f"{'':42}  linear probe   kNN"]
-    lines += [f"{name:42}  {r.linear:11.1%}  {r.knn:6.1%}" for name, r, _ in rows if r is not None]
-    if rows[0][2]:
-        lines.append(f"{'linear probe of each stage':42}" + "".join(f"{f'stage {s}':>10}" for s in rows[0][2]))
-        lines += [f"{name:42}" + "".join(f"{a:10.1%}" for a in stages.values()) for name, _, stages in rows]
+    lines += [f"{name:42}  {r.linear:11.1%}  {r.knn:6.1%}" for name, r in known]
+    if first.stages:
+        lines.append(f"{'linear probe of each stage':42}" + "".join(f"{f'stage {s}':>10}" for s in first.stages))
+        lines += [f"{name:42}" + "".join(f"{a:10.1%}" for a in r.stages.values()) for name, r in known]
     lines.append(f"on {first.test_images:,} held-out images, {first.train_images:,} to fit on")
     return "\n".join(lines)
 

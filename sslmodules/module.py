@@ -158,7 +158,8 @@ class SSLModule(LightningModule):
         warmup = int(self.warmup_epochs * steps_per_epoch)
         if self.milestones is None:
             return warmup_cosine(step, warmup, total)
-        return min(1.0, step / max(1, warmup)) * step_decay(step, steps_per_epoch, self.milestones)
+        rising = step / warmup if step < warmup else 1.0
+        return rising * step_decay(step, steps_per_epoch, self.milestones)
 
     # --- from images to features ------------------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sslmodules.callbacks.features import frozen, labeled_part
 from sslmodules.metrics import knn_scores
-from sslmodules.module import SSLModule
 
 
 class ProbeResult(NamedTuple):
@@ -23,6 +22,7 @@ class ProbeResult(NamedTuple):
     knn: float
     train_images: int
     test_images: int
+    stages: dict[int, float]  # of a linear probe on each stage of the encoder that was probed, by its number
 
 
 def extract(
@@ -70,6 +70,7 @@ def probe(
     k: int = 20,
     temperature: float = 0.07,
     max_images: int = 20_000,
+    stages: int = 0,
 ) -> ProbeResult | None:
     """Fit logistic regression on the features of ``train`` and look up neighbours in it; measure both on ``test``.
 
@@ -80,53 +81,38 @@ def probe(
         k: neighbours that vote.
         temperature: of their votes.
         max_images: of either loader; more are left unread.
+        stages: how many stages of the encoder to probe as well, on the mean of their maps, by
+            :meth:`sslmodules.SSLModule.features`. Of more stages (a transformer's blocks) so many are taken, evenly,
+            the last among them. The last stage of a pretext method serves its task, and the best one lies before it
+            (Zhang et al. 2017, Table 2).
 
     Returns:
         The result, or None where either has no labels or ``train`` has fewer than two classes.
     """
-    x, y = extract(module, train, max_images)
-    x_test, y_test = extract(module, test, max_images)
-    if not len(y) or not len(y_test) or len(y.unique()) < 2:
-        return None
-    linear = _logistic_regression(x, y, x_test, y_test)
-    classes = int(max(y.max(), y_test.max())) + 1
-    votes = torch.cat([knn_scores(part, x, y, classes, k, temperature) for part in x_test.split(1024)])
-    return ProbeResult(linear, (votes.argmax(1) == y_test).float().mean().item(), len(y), len(y_test))
-
-
-def probe_stages(
-    module: SSLModule, train: Iterable[Any], test: Iterable[Any], max_images: int = 20_000, most: int = 6
-) -> dict[int, float]:
-    """Accuracy of logistic regression on the averaged map of each stage of the encoder, by the number of the stage.
-
-    The last stage of a pretext method is specialised to its task, the best one lies before it (Zhang et al. 2017,
-    Table 2). Of more than ``most`` stages (a transformer's blocks) as many are taken, evenly, the last among them.
-
-    Args:
-        module: the method; see :meth:`~sslmodules.SSLModule.features`.
-        train: loader to fit on; see :func:`extract`.
-        test: loader to measure on.
-        max_images: of either loader; more are left unread.
-        most: stages to probe.
-
-    Returns:
-        Empty where either has no labels or ``train`` has fewer than two classes.
-    """
-    widths: list[int] = []
+    widths: list[int] = []  # of the representation, then of each stage
 
     def read(images: Tensor) -> Tensor:
-        averaged = [m.mean((2, 3)) for m in module.features(images)]
-        widths[:] = [m.shape[1] for m in averaged]
-        return torch.cat(averaged, 1)
+        parts = [module(images)]
+        if stages:
+            parts += [m.mean((2, 3)) for m in module.features(images)]  # type: ignore[operator]
+        widths[:] = [part.shape[1] for part in parts]
+        return torch.cat(parts, 1)
 
     x, y = extract(module, train, max_images, read)
     x_test, y_test = extract(module, test, max_images, read)
     if not len(y) or not len(y_test) or len(y.unique()) < 2:
-        return {}
-    count = len(widths)
-    chosen = sorted({count - 1 - i * count // min(most, count) for i in range(min(most, count))})
+        return None
     parts, test_parts = x.split(widths, 1), x_test.split(widths, 1)
-    return {s: _logistic_regression(parts[s], y, test_parts[s], y_test) for s in chosen}
+    count = len(widths) - 1
+    most = min(stages, count)
+    chosen = sorted(count - 1 - i * count // most for i in range(most))
+    linear, *by_stage = (
+        _logistic_regression(parts[i], y, test_parts[i], y_test) for i in (0, *(s + 1 for s in chosen))
+    )
+    classes = int(max(y.max(), y_test.max())) + 1
+    votes = torch.cat([knn_scores(part, parts[0], y, classes, k, temperature) for part in test_parts[0].split(1024)])
+    knn = (votes.argmax(1) == y_test).float().mean().item()
+    return ProbeResult(linear, knn, len(y), len(y_test), dict(zip(chosen, by_stage, strict=True)))
 
 
 def _logistic_regression(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> float:

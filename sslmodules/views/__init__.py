@@ -7,6 +7,8 @@ recipes. Images are uint8 or float in [0, 1], (B, C, H, W); views are fp32.
 from sslmodules.views.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale
 from sslmodules.views.geometry import GaussianBlur, RandomResizedCrop, Resize, random_boxes
 from sslmodules.views.jitter import ColorJitter, RandomGrayscale
+from sslmodules.views.lab import lab_to_rgb, lightness, rgb_to_lab
+from sslmodules.views.masks import center_mask, overlap_weights, random_blocks_mask, random_region_mask
 from sslmodules.views.pixels import denormalize, horizontal_flip, normalize, solarize
 from sslmodules.views.precision import to_float
 from sslmodules.views.presets import identity, moco_v1, moco_v2, moco_v3, simclr
@@ -38,17 +40,24 @@ __all__ = [
     "adjust_contrast",
     "adjust_hue",
     "adjust_saturation",
+    "center_mask",
     "denormalize",
     "gaussian_blur",
     "grayscale",
     "horizontal_flip",
     "identity",
+    "lab_to_rgb",
+    "lightness",
     "moco_v1",
     "moco_v2",
     "moco_v3",
     "normalize",
+    "overlap_weights",
+    "random_blocks_mask",
     "random_boxes",
+    "random_region_mask",
     "resized_crop",
+    "rgb_to_lab",
     "simclr",
     "solarize",
     "to_float",

@@ -5,15 +5,28 @@ from functools import partial
 
 from torch import nn
 
-from sslmodules import MoCo, MoCoV3, Rotation, SimCLR, SSLModule
+from sslmodules import (
+    Colorization,
+    Inpainting,
+    Jigsaw,
+    MoCo,
+    MoCoV3,
+    RelativePatch,
+    Rotation,
+    SimCLR,
+    SplitBrain,
+    SSLModule,
+)
 
 TINY = {"encoder": "conv4", "encoder_args": {"widths": (8, 16)}}
 
 VIT = {
     "encoder": "vit_tiny_patch16_224",
-    "encoder_args": {"patch_size": 4, "depth": 1, "embed_dim": 24},
+    "encoder_args": {"patch_size": 4, "depth": 2, "embed_dim": 24, "num_heads": 2},
     "size": 16,
 }
+
+PATCHES = {"embed_dim": 8, "hidden_dim": 32, "dropout": 0.0, "warmup_epochs": 0}  # dropout differs between ranks
 
 METHODS: dict[str, Callable[..., SSLModule]] = {
     "SimCLR": partial(SimCLR, **TINY, output_dim=8, warmup_epochs=0),
@@ -26,6 +39,20 @@ METHODS: dict[str, Callable[..., SSLModule]] = {
     ),
     "Rotation": partial(Rotation, **TINY),
     "Rotation.vit": partial(Rotation, **VIT),
+    "RelativePatch": partial(RelativePatch, **TINY, **PATCHES),
+    "RelativePatch all pairs": partial(RelativePatch, **TINY, **PATCHES, pairs="all", aberration="drop"),
+    "RelativePatch.vit": partial(RelativePatch, **VIT, **PATCHES),
+    "Jigsaw": partial(Jigsaw, **TINY, **PATCHES, permutations=16, channel_jitter=1),
+    "Jigsaw.vit": partial(Jigsaw, **VIT, **PATCHES, permutations=16, channel_jitter=1),
+    "Colorization": partial(Colorization, **TINY, width=16),
+    "Colorization hard": partial(Colorization, **TINY, width=16, neighbours=1, rebalance=None),
+    "Colorization.vit": partial(Colorization, **VIT, width=16),
+    "SplitBrain": partial(SplitBrain, **TINY),
+    "SplitBrain regression": partial(SplitBrain, **TINY, task="regression"),
+    "SplitBrain.vit": partial(SplitBrain, **VIT),
+    "Inpainting": partial(Inpainting, **TINY, size=16, width=16),
+    "Inpainting adversarial": partial(Inpainting, **TINY, size=16, width=16, mask="region", adversarial=True),
+    "Inpainting.vit": partial(Inpainting, **VIT, width=16, mask="blocks"),
 }
 
 

@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 
 from sslmodules import Rotation
-from sslmodules.evaluation import extract, probe, probe_stages
+from sslmodules.evaluation import extract, probe
 
 TINY = {"encoder": "conv4", "encoder_args": {"widths": (4, 8, 8)}}
 
@@ -23,19 +23,21 @@ def test_each_stage_is_probed_on_the_mean_of_its_map():
     torch.manual_seed(0)
     method = Rotation(**TINY).eval()
     (x, y), (x_test, y_test) = images(120)[:], images(40, seed=1)[:]
-    found = probe_stages(method, loader(120), loader(40, seed=1))
+    result = probe(method, loader(120), loader(40, seed=1), stages=5)
+    found = result.stages
     assert list(found) == [0, 1, 2]
     with torch.no_grad():
         for stage, value in found.items():
             train, test = (method.features(i, [stage])[0].mean((2, 3)).numpy() for i in (x, x_test))
             assert value == pytest.approx(accuracy(train, y.numpy(), test, y_test.numpy()), abs=0.03)
-    assert found[2] == pytest.approx(probe(method, loader(120), loader(40, seed=1)).linear, abs=1e-9)
+    assert found[2] == result.linear
+    assert probe(method, loader(120), loader(40, seed=1)) == result._replace(stages={})
 
 
 def test_of_many_stages_some_are_probed_and_the_last_always():
     vit = {"encoder": "vit_tiny_patch16_224", "encoder_args": {"patch_size": 8, "depth": 12, "embed_dim": 12}}
     method = Rotation(**vit, size=16).eval()
-    found = probe_stages(method, loader(40), loader(16), most=5)
+    found = probe(method, loader(40), loader(16), stages=5).stages
     assert len(found) == 5
     assert max(found) == 11
 
@@ -43,6 +45,6 @@ def test_of_many_stages_some_are_probed_and_the_last_always():
 def test_without_labels_there_is_nothing_to_probe():
     unlabeled = DataLoader(images(8)[:][0], 4)
     method = Rotation(**TINY).eval()
-    assert probe_stages(method, unlabeled, loader(8)) == {}
+    assert probe(method, unlabeled, loader(8), stages=2) is None
     assert probe(method, loader(8), unlabeled) is None
     assert extract(method, unlabeled)[0].shape == (0, 0)

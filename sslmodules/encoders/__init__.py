@@ -1,17 +1,22 @@
-"""Building encoders by name, and reading features from any of them."""
+"""Building encoders by name, reading features from any of them, and weights in and out."""
 
 from sslmodules.encoders.build import create_encoder
 from sslmodules.encoders.convnet import ConvNet
 from sslmodules.encoders.features import feature_dim, last_map, map_shape, pool, stage_maps
+from sslmodules.encoders.moco_v3_vit import moco_v3_vit
 from sslmodules.encoders.split_batch_norm import SplitBatchNorm2d, split_batch_norm
-from sslmodules.encoders.vit import moco_v3_vit
+from sslmodules.encoders.vit import ViT
+from sslmodules.encoders.weights import export_weights, load_weights
 
 __all__ = [
     "ConvNet",
     "SplitBatchNorm2d",
+    "ViT",
     "create_encoder",
+    "export_weights",
     "feature_dim",
     "last_map",
+    "load_weights",
     "map_shape",
     "moco_v3_vit",
     "pool",

@@ -4,13 +4,17 @@ import difflib
 from typing import Any
 
 import timm
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sslmodules.encoders.convnet import ConvNet
-from sslmodules.encoders.vit import moco_v3_vit
+from sslmodules.encoders.moco_v3_vit import moco_v3_vit
+from sslmodules.encoders.vit import ViT
 
 OWN = ("conv4", "moco_v3_vit_small", "moco_v3_vit_base")
 SMALL_STEM = "-cifar"
+ANY_SIZE = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")  # files of timm with dynamic_img_size
+OF_VIT = ("interpolation", "mask_token", "uniform_drop_path")
 
 
 def create_encoder(name: str, in_channels: int = 3, image_size: int | None = None, **kwargs: Any) -> nn.Module:
@@ -23,10 +27,13 @@ def create_encoder(name: str, in_channels: int = 3, image_size: int | None = Non
         in_channels: channels of the images.
         image_size: side of the images in pixels, for models that are built for one size; None leaves their own.
             Transformers take other sizes too: their positions are interpolated.
-        kwargs: further arguments of the model, such as ``pretrained=True`` (downloads) or ``widths`` of ``conv4``.
+        kwargs: further arguments of the model, such as ``pretrained=True`` (downloads) or ``widths`` of ``conv4``. What
+            timm builds as its ``VisionTransformer`` is a :class:`ViT` and takes also ``interpolation``, ``mask_token``
+            and ``uniform_drop_path``.
 
     Raises:
-        ValueError: no such model; the message has the nearest names.
+        ValueError: no such model; the message has the nearest names. Or arguments of :class:`ViT` for what timm
+            builds as something else.
 
     >>> import torch
     >>> create_encoder("resnet18-cifar")(torch.zeros(1, 3, 32, 32)).shape
@@ -45,9 +52,20 @@ def create_encoder(name: str, in_channels: int = 3, image_size: int | None = Non
             + (f"did you mean {', '.join(near)}?" if near else "")
             + " Any name of timm.list_models() works, or pass an nn.Module"
         )
-    if base.startswith("vit_"):
+    own = {key: kwargs.pop(key) for key in OF_VIT if key in kwargs}
+    family = timm.model_entrypoint(base.split(".")[0]).__module__.removeprefix("timm.models.")
+    if family in ANY_SIZE:
         kwargs = {"dynamic_img_size": True, **size, **kwargs}
+    elif base.startswith("vit_"):
+        kwargs = {**size, **kwargs}
     encoder: Any = timm.create_model(base, num_classes=0, in_chans=in_channels, **kwargs)
+    if type(encoder) is VisionTransformer:
+        encoder = ViT.of(encoder, **own)
+    elif own:
+        raise ValueError(
+            f"timm builds {base!r} as {type(encoder).__name__}, which does not take {', '.join(own)}; take another "
+            "vit_... or leave that out"
+        )
     if name.endswith(SMALL_STEM):
         if not isinstance(getattr(encoder, "conv1", None), nn.Conv2d) or not hasattr(encoder, "maxpool"):
             raise ValueError(f"{name!r}: only ResNets with a 7x7 stem have the {SMALL_STEM!r} form, {base!r} is none")

@@ -12,13 +12,17 @@ if _setup.is_file() and "name = sslmodules\n" in _setup.read_text(encoding="utf-
     __path__.append(str(_root))
 
 from sslmodules.contrastive import MoCo, MoCoV3, SimCLR  # noqa: E402
+from sslmodules.distillation import DINO, DINOv2  # noqa: E402
 from sslmodules.loading import load  # noqa: E402
 from sslmodules.module import SSLModule  # noqa: E402
 from sslmodules.pretext import Jigsaw, RelativePatch, Rotation  # noqa: E402
-from sslmodules.reconstruction import Colorization, Inpainting, SplitBrain  # noqa: E402
+from sslmodules.reconstruction import MAE, Colorization, Inpainting, SplitBrain  # noqa: E402
 
 __all__ = [
+    "DINO",
+    "MAE",
     "Colorization",
+    "DINOv2",
     "Inpainting",
     "Jigsaw",
     "MoCo",

@@ -1,7 +1,8 @@
-"""Reconstructing what was taken from an image: pixels, colours."""
+"""Reconstructing what was taken from an image: pixels, colours, patches."""
 
 from sslmodules.reconstruction.colorization import Colorization
 from sslmodules.reconstruction.inpainting import Inpainting
+from sslmodules.reconstruction.mae import MAE
 from sslmodules.reconstruction.split_brain import SplitBrain
 
-__all__ = ["Colorization", "Inpainting", "SplitBrain"]
+__all__ = ["MAE", "Colorization", "Inpainting", "SplitBrain"]

@@ -4,11 +4,13 @@ Pure functions take one parameter a sample; transforms draw those on the host an
 recipes. Images are uint8 or float in [0, 1], (B, C, H, W); views are fp32.
 """
 
+from sslmodules.views.block_masks import block_masks, spread_block_masks
 from sslmodules.views.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale
 from sslmodules.views.geometry import GaussianBlur, RandomResizedCrop, Resize, random_boxes
 from sslmodules.views.jitter import ColorJitter, RandomGrayscale
 from sslmodules.views.lab import lab_to_rgb, lightness, rgb_to_lab
 from sslmodules.views.masks import center_mask, overlap_weights, random_blocks_mask, random_region_mask
+from sslmodules.views.multi_crop import MultiCrop
 from sslmodules.views.pixels import denormalize, horizontal_flip, normalize, solarize
 from sslmodules.views.precision import to_float
 from sslmodules.views.presets import identity, moco_v1, moco_v2, moco_v3, simclr
@@ -28,6 +30,7 @@ __all__ = [
     "Compose",
     "GaussianBlur",
     "Identity",
+    "MultiCrop",
     "Normalize",
     "Params",
     "RandomGrayscale",
@@ -40,6 +43,7 @@ __all__ = [
     "adjust_contrast",
     "adjust_hue",
     "adjust_saturation",
+    "block_masks",
     "center_mask",
     "denormalize",
     "gaussian_blur",
@@ -60,5 +64,6 @@ __all__ = [
     "rgb_to_lab",
     "simclr",
     "solarize",
+    "spread_block_masks",
     "to_float",
 ]

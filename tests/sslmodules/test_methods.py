@@ -11,7 +11,7 @@ from runs import images, loader, same_bits, snapshot, trainer
 from torch.utils.data import DataLoader
 
 import sslmodules
-from sslmodules import Colorization, Jigsaw, MoCo, MoCoV3, RelativePatch, Rotation, SimCLR
+from sslmodules import Colorization, DINOv2, Jigsaw, MoCo, MoCoV3, RelativePatch, Rotation, SimCLR
 from sslmodules.callbacks import Collapse, MomentumUpdate, OnlineKNN, OnlineLinearProbe, QueueUpdate
 from sslmodules.datamodules import LabeledDataModule
 from sslmodules.module import NOT_METRICS
@@ -71,7 +71,8 @@ def test_recipe_optimizer_and_schedule_train(name, tmp_path):
     trainer(tmp_path, max_epochs=3, callbacks=[Note()], accumulate_grad_batches=2).fit(method, loader())
     assert not same_bits(before, snapshot(method.encoder))
     images_a_step = 16
-    peak = method.learning_rate * (images_a_step / 256 if method.lr_batch_size else 1)
+    share = images_a_step / method.lr_batch_size if method.lr_batch_size else 1
+    peak = method.learning_rate * (math.sqrt(share) if isinstance(method, DINOv2) else share)
     steps = [i // 2 for i in range(12)]  # 3 epochs of 4 batches, two to a step
     warmup = method.warmup_epochs * 2
     if getattr(method, "milestones", None):

@@ -6,7 +6,10 @@ from functools import partial
 from torch import nn
 
 from sslmodules import (
+    DINO,
+    MAE,
     Colorization,
+    DINOv2,
     Inpainting,
     Jigsaw,
     MoCo,
@@ -27,6 +30,9 @@ VIT = {
 }
 
 PATCHES = {"embed_dim": 8, "hidden_dim": 32, "dropout": 0.0, "warmup_epochs": 0}  # dropout differs between ranks
+DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+CROPS = {"size": 16, "local_size": 8, "local_crops": 2, "hidden_dim": 16, "bottleneck_dim": 8, "output_dim": 16}
+FLAT = {"layer_decay": 1.0, "patch_embed_scale": 1.0, "koleo_gather": True}  # one rate; KoLeo over all ranks
 
 METHODS: dict[str, Callable[..., SSLModule]] = {
     "SimCLR": partial(SimCLR, **TINY, output_dim=8, warmup_epochs=0),
@@ -53,6 +59,12 @@ METHODS: dict[str, Callable[..., SSLModule]] = {
     "Inpainting": partial(Inpainting, **TINY, size=16, width=16),
     "Inpainting adversarial": partial(Inpainting, **TINY, size=16, width=16, mask="region", adversarial=True),
     "Inpainting.vit": partial(Inpainting, **VIT, width=16, mask="blocks"),
+    "MAE": partial(MAE, **VIT, **DECODER),
+    "MAE pixels": partial(MAE, **VIT, **DECODER, norm_pix_loss=False),
+    "DINO": partial(DINO, **TINY, **CROPS),
+    "DINO.vit": partial(DINO, **{**VIT, **CROPS}),
+    "DINOv2": partial(DINOv2, **{**VIT, **CROPS}, **FLAT),
+    "DINOv2 untied": partial(DINOv2, **{**VIT, **CROPS}, **FLAT, patch_bottleneck_dim=4, targets="sinkhorn_knopp"),
 }
 
 

@@ -16,16 +16,20 @@ ROOT = Path(__file__).resolve().parents[1]
 # The two that install are run by .ci/run itself; what follows their && is run here.
 SHORTENED = {"pip install . && ": "", 'pip install ".[test]" && pytest': "true"}
 # The commands on one's own photos default to ResNet-50 and 100 epochs: the same lines, made short for two cores.
-APPENDED = {"sslmodules fit --model MoCo": " --trainer.max_steps 2 --data.batch_size 8 --model.encoder resnet18"}
+SHORT = " --trainer.max_steps 2 --data.batch_size 8 --model.encoder resnet18"
+APPENDED = {"sslmodules fit --model MoCo": SHORT, "sslmodules fit --model Colorization": SHORT}
 
 
 def photos(folder: Path) -> None:
-    """Twenty small pictures in a nested folder."""
+    """Twenty small pictures in a nested folder, and three grey ones in another."""
     rng = np.random.default_rng(0)
     for i in range(20):
         path = folder / "photos" / str(i % 3) / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+    (folder / "grey").mkdir()
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 48), dtype=np.uint8)).save(folder / "grey" / f"{i}.jpg")
 
 
 def main() -> None:

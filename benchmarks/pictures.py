@@ -6,6 +6,7 @@ cat (S. van der Walt). None was seen in training.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
@@ -44,8 +45,9 @@ def main() -> None:
         torch.manual_seed(args.seed)
         with torch.no_grad():
             shown = method.pictures(photographs(args.side))
+        title = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(method).__name__).lower()
         for name, tiles in shown.items():
-            path = args.out / f"{type(method).__name__.lower()}_{name.replace(' ', '_')}.png"
+            path = args.out / (f"{title}.png" if len(shown) == 1 else f"{title}_{name.replace(' ', '_')}.png")
             save_image(grid(tiles), path)
             print(path)
 

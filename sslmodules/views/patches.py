@@ -297,7 +297,7 @@ class RandomSquareCrop(RandomResizedCrop):
         return super().output_size(side, side)
 
 
-def mosaic(tiles: Tensor, gap: int = 2, value: float = 1.0) -> Tensor:
+def mosaic(tiles: Tensor, gap: int = 1, value: float = 1.0) -> Tensor:
     """Lay square numbers of tiles out as one picture each, row by row.
 
     Args:

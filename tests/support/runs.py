@@ -1,5 +1,6 @@
 """Small runs on the CPU that the tests share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,3 +45,17 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def snapshot(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copy of a module's state dict."""
     return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def learned(method: Any, images: Callable[[int, torch.Generator], torch.Tensor], steps: int, batch: int) -> float:
+    """Accuracy on new images after training on a stream of others."""
+    method.generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(method.parameters(), 3e-3)
+    for _ in range(steps):
+        loss = method.loss(method.make_views(images(batch, method.generator)))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    method.eval()
+    with torch.no_grad():
+        return method.loss(method.make_views(images(256, method.generator)))["accuracy"].item()

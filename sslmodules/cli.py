@@ -1,4 +1,4 @@
-"""The command ``sslmodules fit|validate|test|predict``, on LightningCLI in subclass mode."""
+"""The command ``sslmodules fit|validate|test|predict``, on LightningCLI in subclass mode, and ``attention``."""
 
 import copy
 import difflib
@@ -17,6 +17,7 @@ import sslmodules
 from sslmodules import callbacks, configs, datamodules
 from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, OnlineLinearProbe, Pictures, PictureWriter
 from sslmodules.evaluation import ProbeResult, probe
+from sslmodules.evaluation.attention_command import attention
 from sslmodules.loading import read_checkpoint, subclasses
 from sslmodules.module import SSLModule
 
@@ -105,10 +106,15 @@ class CLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line; ``sslmodules fit`` alone runs SimCLR on scikit-learn's digits.
 
+    ``sslmodules attention`` needs no Trainer, on which LightningCLI looks for its subcommands, and has its own parser.
+
     Args:
         args: what follows the command's name; None takes ``sys.argv``.
     """
     try:
+        given = sys.argv[1:] if args is None else args
+        if given[:1] == ["attention"]:
+            return attention(given[1:])
         if args is None:
             sys.argv[1:] = _completed(sys.argv[1:])
         CLI(
@@ -119,6 +125,7 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            parser_kwargs={"epilog": "`sslmodules attention --help`: pictures of what an encoder looks at."},
             save_config_kwargs={"overwrite": True},
             args=None if args is None else _completed(args),
         )

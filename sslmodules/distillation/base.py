@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslmodules.distillation.center import Center
+from sslmodules.encoders import ViT, last_map
 from sslmodules.loading import read_checkpoint
 from sslmodules.module import SSLModule
 from sslmodules.optim import warmup_cosine
 from sslmodules.views.multi_crop import MultiCrop
+
+SHOWN_HEADS = 6  # of the teacher, at most, in the pictures of a run
 
 
 class SelfDistillation(SSLModule):
@@ -132,10 +135,30 @@ class SelfDistillation(SSLModule):
             )
 
     def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Each image's global crops, and its local ones."""
+        """Each image's global crops, and its local ones; of a ViT also what its teacher makes of the whole image.
+
+        ``"attention"``: the image, the mean of the last block's heads, at most six of them, and the patches that hold
+        60 % of the mean. ``"pca"``: the image, and its patches' first three principal components as colours.
+        """
+        # Here, because that package imports scikit-learn, which training does not need.
+        from sslmodules.evaluation import attention_tiles, class_attention, enlarged, pca_colors, shows_attention
+
         crops = [self.denormalize(crop) for crop in self._views(images)[: 2 + self.crops.local_crops]]
         shown = {"views": torch.stack(crops[:2], 1)}
-        return shown | ({"local views": torch.stack(crops[2:], 1)} if crops[2:] else {})
+        if crops[2:]:
+            shown["local views"] = torch.stack(crops[2:], 1)
+        if not isinstance(self.teacher_encoder, ViT):
+            return shown
+        with torch.no_grad(), without_noise(self.teacher_encoder):
+            x = self.preprocess(images)
+            image = self.denormalize(x)
+            if shows_attention(self.teacher_encoder):
+                tiles = attention_tiles(image, class_attention(self.teacher_encoder, x))
+                shown["attention"] = torch.cat([tiles[:, :-1][:, : 2 + SHOWN_HEADS], tiles[:, -1:]], 1)
+            colors = enlarged(pca_colors(last_map(self.teacher_encoder, x)), *x.shape[-2:])  # (B, 3, H, W)
+            rgb = image[:, :3] if image.shape[1] >= 3 else image[:, :1].expand_as(colors)
+            shown["pca"] = torch.stack([rgb, colors], 1)
+        return shown
 
     # --- what changes with the optimizer's steps ----------------------------------------------------------------------
 

@@ -1,0 +1,209 @@
+"""The command ``sslmodules attention``: what an encoder looks at in a person's own pictures."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jsonargparse import auto_cli
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torchvision.utils import save_image
+
+from sslmodules.callbacks.pictures import grid
+from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, read_picture
+from sslmodules.distillation.base import SelfDistillation
+from sslmodules.encoders import ViT, create_encoder, last_map, load_weights, stage_maps
+from sslmodules.evaluation.attention import (
+    activation_attention,
+    attention_tiles,
+    class_attention,
+    colors,
+    enlarged,
+    principal_axes,
+    projected,
+    shows_attention,
+)
+from sslmodules.loading import load, read_checkpoint
+from sslmodules.views import normalize, to_float
+
+LONGEST = 2  # times the shorter side: attention takes memory by the square of the number of patches
+ORIENTATION = 0x0112  # the EXIF tag; from 5 on the picture lies on its side
+
+
+def write_attention(
+    ckpt: str, images: str, out: str, size: int = 480, block: int = -1, encoder: str | None = None
+) -> list[Path]:
+    """Write what an encoder looks at in every picture of a folder, as PNG files named after the pictures.
+
+    Of a ViT with a class token: the picture, the mean attention of the class token over the heads, every head, and the
+    smallest set of patches that holds 60 % of the mean; and in a second file ``...-pca.png`` the first three principal
+    components of the patches of all pictures as colours. Of another encoder: the picture, and where each of its stages
+    is active. Files are never written over.
+
+    Pictures are resized to a shorter side of ``size`` and cut around the centre to a multiple of the patch, and to at
+    most twice as long as wide; for an encoder that takes one size only, to that. They are normalised as the method
+    does it, or, for published weights, by ImageNet's mean and standard deviation. A DINO or DINOv2 shows its teacher,
+    as in the papers. It runs on a GPU where there is one, picture by picture.
+
+    Args:
+        ckpt: a checkpoint of this package, or a file of published weights (see sslmodules.encoders.load_weights).
+        images: folder of pictures, with the folders below it.
+        out: folder to write into; it is made where it is missing.
+        size: shorter side of the pictures in pixels.
+        block: of a ViT, whose attention is shown; negative ones count from the last.
+        encoder: name of the encoder, where the file does not tell it (see sslmodules.encoders.create_encoder).
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: a file that is no checkpoint, no such folder, no picture in it or one that cannot be read, a size
+            below a patch, no such block, or a file that would be written over.
+    """
+    looked = _looked_with(ckpt, encoder)
+    inputs = _listed(images)
+    if shows_attention(looked.encoder) and not -len(looked.encoder.blocks) <= block < len(looked.encoder.blocks):
+        raise ValueError(f"--block {block}: the encoder has {len(looked.encoder.blocks)}, the first of which is 0")
+    kinds = ["", "-pca"] if isinstance(looked.encoder, ViT) else [""]
+    outputs = _named(inputs, Path(images), Path(out), kinds)
+    shapes = [_shape(file, size, looked.encoder) for file in inputs]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if looked.module is not None:
+        looked.module.to(device)
+    looked.encoder.to(device).eval()
+
+    def pictures() -> Iterator[tuple[Tensor, Tensor]]:
+        """Each picture in [0, 1], (1, C, H, W), and what the encoder eats of it."""
+        for file, (resized, cut) in zip(inputs, shapes, strict=True):
+            picture = _center(read_picture(file, resized, looked.mode), cut)[None].to(device)
+            yield to_float(picture), looked.preprocess(picture)
+
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        for (picture, x), names in zip(pictures(), outputs, strict=True):
+            _save(_tiles(looked.encoder, picture, x, block), names[0])
+        if isinstance(looked.encoder, ViT):
+            _write_colors(looked.encoder, pictures, [names[1] for names in outputs])
+    written = [name for names in outputs for name in names]
+    print(f"{len(written)} files of {len(inputs)} pictures in {out}")
+    return written
+
+
+class _Looked(NamedTuple):
+    """An encoder, how its images are read and made ready, and the method that it is of."""
+
+    encoder: nn.Module
+    mode: str
+    preprocess: Callable[[Tensor], Tensor]
+    module: nn.Module | None
+
+
+def _looked_with(ckpt: str, name: str | None) -> _Looked:
+    try:
+        read_checkpoint(ckpt)
+    except FileNotFoundError:
+        raise
+    except Exception:  # not one of ours: torch.load has many ways to say so
+        given = None if name is None else create_encoder(name)
+        encoder = load_weights(ckpt, given)
+        first = next((p for p in encoder.parameters() if p.ndim == 4), None)
+        if first is not None and first.shape[1] != 3:
+            raise ValueError(
+                f"{ckpt} holds an encoder of {first.shape[1]} channels, and published weights are taken to be of RGB "
+                "images, normalised as ImageNet; pass a checkpoint of this package, which says how its images are made"
+            ) from None
+        return _Looked(encoder, "RGB", lambda x: normalize(x, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), None)
+    module = load(ckpt, **({} if name is None else {"encoder": name})).eval()
+    if module.in_channels not in (1, 3):
+        raise ValueError(f"{ckpt} eats images of {module.in_channels} channels, and pictures have 1 or 3")
+    module.size = None  # of the views in training; attention is looked at in images of any size
+    encoder = module.teacher_encoder if isinstance(module, SelfDistillation) else module.encoder
+    return _Looked(encoder, "RGB" if module.in_channels == 3 else "L", module.preprocess, module)
+
+
+def _listed(images: str) -> list[str]:
+    if not Path(images).is_dir():
+        raise ValueError(f"--images {images}: there is no such folder")
+    files = list_pictures(images)
+    if not files:
+        raise ValueError(f"--images {images}: there is no picture in it or below it ({', '.join(EXTENSIONS)})")
+    return files
+
+
+def _named(inputs: Sequence[str], images: Path, out: Path, kinds: Sequence[str]) -> list[list[Path]]:
+    """The files to write for each picture, one of each kind."""
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images)):
+        raise ValueError(f"--out {out} lies in --images {images}, whose pictures it would add to; pass another folder")
+    relative = [Path(os.path.relpath(file, images)) for file in inputs]
+    outputs = [[out / r.with_name(f"{r.stem}{kind}.png") for kind in kinds] for r in relative]
+    if len({str(name).lower() for names in outputs for name in names}) < len(kinds) * len(inputs):
+        outputs = [[out / r.with_name(f"{r.name}{kind}.png") for kind in kinds] for r in relative]  # 1.jpg and 1.png
+    present = next((name for names in outputs for name in names if name.exists()), None)
+    if present is not None:
+        raise ValueError(f"{present} exists and would be written over; pass another --out, or remove it")
+    return outputs
+
+
+def _shape(file: str, size: int, encoder: nn.Module) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width to resize a picture to, and those to cut out of its middle then."""
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            if image.getexif().get(ORIENTATION, 1) >= 5:
+                width, height = height, width
+    except Exception as error:  # the decoders raise all kinds
+        raise ValueError(
+            f"{file} cannot be read as a picture ({type(error).__name__}: {error}); repair or remove it"
+        ) from error
+    embed: Any = getattr(encoder, "patch_embed", None)
+    if getattr(embed, "strict_img_size", False):
+        return tuple(embed.img_size), tuple(embed.img_size)
+    patch = getattr(embed, "patch_size", (1, 1))
+    if size < max(patch):
+        raise ValueError(f"--size {size} is smaller than a patch of the encoder ({patch[0]}x{patch[1]} px)")
+    scale = size / min(height, width)
+    height, width = min(round(height * scale), LONGEST * size), min(round(width * scale), LONGEST * size)
+    return (height, width), (height // patch[0] * patch[0], width // patch[1] * patch[1])
+
+
+def _center(picture: Tensor, shape: tuple[int, int]) -> Tensor:
+    top, left = (picture.shape[1] - shape[0]) // 2, (picture.shape[2] - shape[1]) // 2
+    return picture[:, top : top + shape[0], left : left + shape[1]]
+
+
+def _tiles(encoder: nn.Module, picture: Tensor, x: Tensor, block: int) -> Tensor:
+    """(1, columns, C, H, W)."""
+    if shows_attention(encoder):
+        return attention_tiles(picture, class_attention(encoder, x, block))
+    maps = [enlarged(activation_attention(m)[:, None], *x.shape[-2:]) for m in stage_maps(encoder, x)]
+    return torch.stack([picture, *(m.expand_as(picture) for m in maps)], 1)
+
+
+def _write_colors(
+    encoder: nn.Module, pictures: Callable[[], Iterator[tuple[Tensor, Tensor]]], names: Sequence[Path]
+) -> None:
+    """Write the principal components of all patches of all pictures as colours, beside each picture.
+
+    The features are computed twice, for the axes and then for the places along them, so that they need not be kept.
+    """
+    mean, axes = principal_axes(last_map(encoder, x)[0].flatten(1).T for _, x in pictures())
+    scores = [projected(last_map(encoder, x), mean, axes) for _, x in pictures()]  # (1, 3, h, w) each
+    flat = torch.cat([s.flatten(2) for s in scores], 2)  # (1, 3, patches)
+    least, most = flat.amin((0, 2)), flat.amax((0, 2))
+    for (picture, _), score, name in zip(pictures(), scores, names, strict=True):
+        shown = enlarged(colors(score, least, most), *picture.shape[-2:])
+        _save(torch.stack([picture.cpu().expand_as(shown), shown], 1), name)
+
+
+def _save(tiles: Tensor, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(grid(tiles.cpu(), min_side=1), path)
+
+
+def attention(args: Sequence[str]) -> None:
+    """Run ``sslmodules attention`` with what follows these words on the command line."""
+    auto_cli(write_attention, as_positional=False, args=list(args), prog="sslmodules attention")

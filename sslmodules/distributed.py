@@ -1,6 +1,6 @@
 """Collectives that say the single-process case aloud: without a process group each is the identity."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -45,3 +45,11 @@ def gather(x: Tensor) -> Tensor:
         (W·B, ...): rows ``rank()·B`` to ``(rank() + 1)·B`` are this rank's own. ``x`` itself in a single process.
     """
     return _Gather.apply(x) if world_size() > 1 else x
+
+
+def all_reduced(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
+    """``x`` reduced over all ranks, element by element and without gradient; in a single process itself."""
+    if world_size() > 1:
+        x = x.contiguous()
+        dist.all_reduce(x, getattr(dist.ReduceOp, op.upper()))
+    return x

@@ -203,6 +203,22 @@ class SelfDistillation(SSLModule):
                 if group.get("decays"):
                     group["weight_decay"] = self.current_weight_decay()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the method does (:meth:`clip`); or all together where the Trainer has a gradient_clip_val."""
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif self.clip_norm is not None:
+            self.clip(self.clip_norm)
+
+    def clip(self, max_norm: float) -> None:
+        """Clip gradients to ``max_norm``, part by part."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what is clipped by itself: write clip(max_norm)")
+
     def setup(self, stage: str) -> None:
         """Read what a new run starts from."""
         if stage == "fit" and self.start_from is not None and self.trainer.ckpt_path is None:

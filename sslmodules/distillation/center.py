@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslmodules.distillation.losses import all_reduced
+from sslmodules.distributed import all_reduced
 
 
 class Center(nn.Module):

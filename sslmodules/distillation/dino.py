@@ -125,17 +125,9 @@ class DINO(SelfDistillation):
             for p in self.head.prototypes.parameters():
                 p.grad = None
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the gradient of each parameter by itself; or all together where the Trainer has a gradient_clip_val."""
-        if gradient_clip_val is not None:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif self.clip_norm is not None:
-            clip_each(self.parameters(), self.clip_norm)
+    def clip(self, max_norm: float) -> None:
+        """Clip the gradient of each parameter by itself."""
+        clip_each(self.parameters(), max_norm)
 
 
 @torch.no_grad()

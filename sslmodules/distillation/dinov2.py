@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from sslmodules.distillation.base import SelfDistillation, without_noise
 from sslmodules.distillation.center import Center
@@ -255,19 +254,11 @@ class DINOv2(SelfDistillation):
         for group, rate in zip(frozen, rates, strict=True):
             group["lr"] = rate
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip encoder and heads, each by its own norm; or all together where the Trainer has a gradient_clip_val."""
-        if gradient_clip_val is not None:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif self.clip_norm is not None:
-            for part in (self.encoder, self.head, self.patch_head):
-                if part is not None:
-                    nn.utils.clip_grad_norm_(part.parameters(), self.clip_norm)
+    def clip(self, max_norm: float) -> None:
+        """Clip encoder and heads, each by its own norm."""
+        for part in (self.encoder, self.head, self.patch_head):
+            if part is not None:
+                nn.utils.clip_grad_norm_(part.parameters(), max_norm)
 
 
 def _require_vit(encoder: nn.Module) -> None:

@@ -4,14 +4,11 @@ Each is a mean over samples with normalisers of their own, so that the mean over
 what needs statistics of the whole batch (Sinkhorn) sums them over ranks.
 """
 
-from typing import Literal
-
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from sslmodules.distributed import gather, rank, world_size
+from sslmodules.distributed import all_reduced, gather, rank
 from sslmodules.precision import in_full_precision
 
 
@@ -181,11 +178,3 @@ def entropy(probabilities: Tensor) -> Tensor:
     4.0
     """
     return torch.special.entr(probabilities).sum(-1).mean()
-
-
-def all_reduced(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
-    """``x`` reduced over all ranks, element by element and without gradient; in a single process itself."""
-    if world_size() > 1:
-        x = x.contiguous()
-        dist.all_reduce(x, getattr(dist.ReduceOp, op.upper()))
-    return x

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from sslmodules.views.geometry import GaussianBlur, RandomResizedCrop
-from sslmodules.views.jitter import ColorJitter, RandomGrayscale
-from sslmodules.views.presets import PIL_KERNEL_SIZE
-from sslmodules.views.transforms import Compose, RandomSolarize, Transform
+from sslmodules.views.geometry import RandomResizedCrop
+from sslmodules.views.presets import byol_colors
+from sslmodules.views.transforms import Compose, Transform
 
 
 class MultiCrop(nn.Module):
@@ -54,18 +53,10 @@ class MultiCrop(nn.Module):
         def crop(size: int | None, scale: tuple[float, float]) -> Transform:
             return RandomResizedCrop(size, scale=scale, interpolation="bicubic", flip=0.5)
 
-        def colours(blur: float, solarize: float) -> list[Transform]:
-            return [
-                ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
-                RandomGrayscale(p=0.2),
-                GaussianBlur(kernel_size=PIL_KERNEL_SIZE, p=blur),
-                RandomSolarize(p=solarize),
-            ]
-
-        self.global_1 = Compose(crop(size, global_scale), *colours(blur[0], 0.0))
-        self.global_2 = Compose(crop(size, global_scale), *colours(blur[1], 0.2))
+        self.global_1 = Compose(crop(size, global_scale), *byol_colors(blur[0], 0.0))
+        self.global_2 = Compose(crop(size, global_scale), *byol_colors(blur[1], 0.2))
         self.local_crop = crop(local_size, local_scale)
-        self.local_colours = Compose(*colours(blur[2], 0.0))
+        self.local_colours = Compose(*byol_colors(blur[2], 0.0))
 
     def forward(self, images: Tensor, generator: Generator | None = None) -> list[Tensor]:
         """Crops of a batch (B, C, H, W), uint8 or float in [0, 1]: two global ones, then n local, fp32."""

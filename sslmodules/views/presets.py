@@ -88,6 +88,28 @@ def moco_v2(size: int | tuple[int, int] | None = 224, kernel_size: int | None = 
     )
 
 
+def byol_colors(blur: float, solarize: float, kernel_size: int | None = PIL_KERNEL_SIZE) -> list[Transform]:
+    """Return what BYOL's views, and those of MoCo v3 and DINO, have behind the crop (Grill et al. 2020, appendix B).
+
+    Jitter 0.8 with strengths (0.4, 0.4, 0.2, 0.1), grey 0.2, blur, solarise.
+
+    Args:
+        blur: Probability of blurring.
+        solarize: Probability of solarising.
+        kernel_size: Pixels that the blur spans; `None` is a tenth of the shorter side.
+
+    Example:
+        >>> [type(part).__name__ for part in byol_colors(blur=0.1, solarize=0.2)]
+        ['ColorJitter', 'RandomGrayscale', 'GaussianBlur', 'RandomSolarize']
+    """
+    return [
+        ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+        RandomGrayscale(p=0.2),
+        GaussianBlur(kernel_size=kernel_size, p=blur),
+        RandomSolarize(p=solarize),
+    ]
+
+
 def moco_v3(
     size: int | tuple[int, int] | None = 224, min_scale: float = 0.08, kernel_size: int | None = PIL_KERNEL_SIZE
 ) -> tuple[Compose, Compose]:
@@ -111,13 +133,8 @@ def moco_v3(
     """
 
     def view(blur: float, solarize: float) -> Compose:
-        return Compose(
-            RandomResizedCrop(size, scale=(min_scale, 1.0), interpolation="bilinear", flip=0.5),
-            ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
-            RandomGrayscale(p=0.2),
-            GaussianBlur(kernel_size=kernel_size, p=blur),
-            RandomSolarize(p=solarize),
-        )
+        crop = RandomResizedCrop(size, scale=(min_scale, 1.0), interpolation="bilinear", flip=0.5)
+        return Compose(crop, *byol_colors(blur, solarize, kernel_size))
 
     return view(blur=1.0, solarize=0.0), view(blur=0.1, solarize=0.2)
 

@@ -133,12 +133,18 @@ def class_weights(prior: Tensor, uniform: float = 0.5, sigma: float = 5.0) -> Te
     """
     if not 0 < uniform <= 1 or not sigma > 0:
         raise ValueError(f"got uniform={uniform} and sigma={sigma}; expected uniform in (0, 1] and sigma above 0")
-    bins = color_bins().to(prior)
+    bins = _bins_on(prior.device).to(prior.dtype)  # asked in every step, so nothing is copied from the host again
     kernel = ((bins[:, None] - bins).square().sum(2) / (-2 * sigma**2)).exp()  # (313, 313)
     smooth = (kernel * prior).sum(1) / kernel.sum(1)
     smooth = smooth / smooth.sum()
     weights = 1 / ((1 - uniform) * smooth + uniform / NUM_BINS)
     return weights / (smooth * weights).sum()
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _bins_on(device: torch.device) -> Tensor:
+    return color_bins().to(device)
 
 
 @functools.cache

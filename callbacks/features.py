@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from sslmodules.batch import inputs_of
+
 Reads = Literal["features", "projections"] | int
 
 
@@ -37,7 +39,7 @@ def labeled_part(batch: Any) -> tuple[Any, Tensor] | None:
     if isinstance(batch, Mapping) and "labeled_image" in batch:
         images, labels = batch["labeled_image"], batch["labeled_label"]
     elif isinstance(batch, Mapping):
-        images, labels = batch.get("image"), batch.get("label")
+        images, labels = inputs_of(batch), batch.get("label")
     elif isinstance(batch, Sequence) and len(batch) == 2:
         images, labels = batch
     else:

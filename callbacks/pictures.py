@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from sslmodules.batch import inputs_of
 from sslmodules.callbacks.features import frozen
 
 
@@ -36,7 +37,7 @@ class Pictures(Callback):
         if batch_idx > 0 or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
             return
         images = (
-            batch.get("image") if isinstance(batch, dict) else batch[0] if isinstance(batch, (list, tuple)) else batch
+            inputs_of(batch) if isinstance(batch, dict) else batch[0] if isinstance(batch, (list, tuple)) else batch
         )
         if not hasattr(pl_module, "pictures") or not isinstance(images, Tensor):
             return

@@ -189,7 +189,7 @@ def image_and_label(item: Any) -> tuple[Tensor, Any]:
 
 
 def image_tensor(image: Any) -> Tensor:
-    """An image as a tensor (C, H, W): uint8 from pictures and arrays, whatever it was from a tensor.
+    """An image as a tensor (C, H, W): uint8 from pictures and arrays, whatever it was from a tensor or a clip of them.
 
     Raises:
         TypeError: if it is no image.
@@ -202,7 +202,7 @@ def image_tensor(image: Any) -> Tensor:
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         array = torch.as_tensor(image)
         return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
-    if isinstance(image, Tensor) and image.ndim in (2, 3):
+    if isinstance(image, Tensor) and image.ndim in (2, 3, 4):
         return image[None] if image.ndim == 2 else image
     shape = f" of shape {tuple(image.shape)}" if isinstance(image, np.ndarray | Tensor) else ""
     raise TypeError(

@@ -1,16 +1,19 @@
 """What loaders yield: reading a batch, and saying clearly where a method cannot train on it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 
+InputKind = Literal["image", "sound", "video"]
+
+
 class Batch(NamedTuple):
     """What a loader's batch holds, by name; see :func:`unpack`."""
 
-    images: Tensor | None
+    images: Tensor | None  # or sounds, or clips of video
     labels: Tensor | None
     views: list[Any] | None
 
@@ -20,8 +23,8 @@ def unpack(batch: Any) -> Batch:
 
     Args:
         batch: a tensor of images; ``(images, labels)`` or ``(images,)``, as tuple or list; or a mapping with
-            ``"image"``, and ``"label"`` where there are labels. Ready-made views come as a list in the place of the
-            images, or under the key ``"views"``.
+            ``"image"`` (``"sound"``, ``"video"``), and ``"label"`` where there are labels. Ready-made views come as a list
+            in the place of the images, or under the key ``"views"``.
 
     Raises:
         ValueError: anything else, with what was found.
@@ -32,7 +35,7 @@ def unpack(batch: Any) -> Batch:
     if isinstance(batch, Tensor):
         return Batch(batch, None, None)
     if isinstance(batch, Mapping):
-        views, images, labels = batch.get("views"), batch.get("image"), batch.get("label")
+        views, images, labels = batch.get("views"), inputs_of(batch), batch.get("label")
         if views is None and images is None:
             raise ValueError(
                 f"the batch has the keys {sorted(map(str, batch))}; expected 'image' or 'views' among them"
@@ -49,6 +52,11 @@ def unpack(batch: Any) -> Batch:
         f"the batch is {_describe(batch)}; expected a tensor of images, (images, labels), ([view, view, ...], labels) "
         "or a mapping with 'image' and 'label'"
     )
+
+
+def inputs_of(batch: Mapping[str, Any]) -> Any:
+    """What a mapping holds under "image", "sound" or "video"; None where it has neither."""
+    return next((batch[kind] for kind in get_args(InputKind) if batch.get(kind) is not None), None)
 
 
 def check_images(
@@ -91,6 +99,34 @@ def check_images(
         )
         raise ValueError(
             f"the images are floats from {low:.3g} to {high:.3g}, expected uint8, or float in [0, 1]; {hint}"
+        )
+
+
+def check_clips(clips: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Raise a ValueError with one clear sentence where clips (B, T, C, H, W) do not fit; else as :func:`check_images`."""
+    if clips.ndim != 5:
+        raise ValueError(f"the clips have the shape {tuple(clips.shape)}, expected (B, T, C, H, W)")
+    check_images(clips.flatten(0, 1), *args, **kwargs)
+
+
+def check_sound(sound: Tensor, channels: int) -> None:
+    """Raise a ValueError with one clear sentence where sound does not fit: (B, C, T), int16, or float in [-1, 1]."""
+    if sound.ndim != 3:
+        raise ValueError(f"the sound has the shape {tuple(sound.shape)}, expected (B, C, T)")
+    if sound.shape[1] != channels:
+        raise ValueError(
+            f"the sound has {sound.shape[1]} channels, the encoder takes {channels}; pass in_channels={sound.shape[1]} "
+            "to the method, or let the loader mix it down"
+        )
+    if sound.dtype == torch.int16:
+        return
+    if not sound.is_floating_point():
+        raise ValueError(f"the sound is {sound.dtype}, expected int16, or float in [-1, 1]")
+    low, high = sound.amin().item(), sound.amax().item()
+    if not (low >= -1 - 1e-4 and high <= 1 + 1e-4):  # NaN too
+        raise ValueError(
+            f"the sound is floats from {low:.3g} to {high:.3g}, expected int16, or float in [-1, 1]; divide it by its "
+            "full scale"
         )
 
 

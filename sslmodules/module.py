@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from sslmodules.batch import check_images, unpack
+from sslmodules.batch import InputKind, check_clips, check_images, check_sound, unpack
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
@@ -68,6 +68,7 @@ class SSLModule(LightningModule):
     """
 
     lr_batch_size: ClassVar[int | None] = 256
+    input_kind: InputKind = "image"  # what a loader yields: images, sound (B, C, T) in [-1, 1], or video (B, T, C, H, W)
     encoder_channels: ClassVar[int | None] = None  # that preprocess gives; None: those of the images
     reads_map: ClassVar[bool] = False  # whether the representation is the mean of the last map: of the patches' tokens
     specialised: ClassVar[bool] = False  # whether the last stage serves the pretext task more than its users: the
@@ -268,7 +269,8 @@ class SSLModule(LightningModule):
     def _undo(self, images: Tensor) -> Tensor:
         if self.undo_normalization is None or images.dtype == torch.uint8:
             return images
-        return denormalize(images, *self.undo_normalization).clamp(0, 1)  # type: ignore[arg-type]
+        frames = images.flatten(0, -4)  # of clips (B, T, C, H, W) too
+        return denormalize(frames, *self.undo_normalization).clamp(0, 1).view_as(images)  # type: ignore[arg-type]
 
     @contextmanager
     def _keyed_randomness(self, count: int | str) -> Iterator[None]:
@@ -303,8 +305,11 @@ class SSLModule(LightningModule):
 
     def check_images(self, images: Tensor) -> None:
         """Raise a ValueError with one clear sentence where images do not fit; a method adds what it cannot do."""
+        if self.input_kind == "sound":
+            return check_sound(images, self.in_channels)
         patch = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
-        check_images(images, self.in_channels, patch, self.size, any_range=self.undo_normalization is not None)
+        check = check_clips if self.input_kind == "video" else check_images
+        check(images, self.in_channels, patch, self.size, any_range=self.undo_normalization is not None)
 
     def _check_first(self, images: Tensor, stage: str) -> None:
         if stage not in self._checked:

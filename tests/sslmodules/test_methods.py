@@ -6,8 +6,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from method_list import METHODS
-from runs import images, loader, same_bits, snapshot, trainer
+from method_list import METHODS, kind
+from runs import EXAMPLES, loader, same_bits, snapshot, trainer
 from torch.utils.data import DataLoader
 
 import sslmodules
@@ -22,15 +22,31 @@ CLASSIFIERS = (SimCLR, MoCo, MoCoV3, Rotation, RelativePatch, Jigsaw, Colorizati
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
+def every(wanted):
+    return pytest.mark.parametrize("name", [name for name in METHODS if kind(name) == wanted])
+
+
 def built(name, **kwargs):
     seed_everything(0, verbose=False)
     return METHODS[name](**kwargs)
 
 
+def data(name, *args, **kwargs):
+    return EXAMPLES[kind(name)](*args, **kwargs)
+
+
+def as_floats(x):
+    return x if x.is_floating_point() else x / 255.0
+
+
+def batches(name, *args, **kwargs):
+    return loader(*args, kind=kind(name), **kwargs)
+
+
 @every_method
 def test_the_loss_of_a_batch_falls_when_it_is_trained_on(name):
     method = built(name).train()
-    views = method.make_views(images(16)[:][0])
+    views = method.make_views(data(name, 16)[:][0])
     optimizer = torch.optim.Adam((p for p in method.parameters() if p.requires_grad), 3e-3)
     losses = []
     for _ in range(50):
@@ -48,14 +64,14 @@ def test_trains_as_documented_with_probe_and_knn(name, tmp_path):
     run = trainer(
         tmp_path, max_epochs=8, callbacks=[OnlineLinearProbe(4, learning_rate=0.03), OnlineKNN(4), Collapse()]
     )
-    run.fit(method, loader(128, 16), loader(32, 16, seed=1))
+    run.fit(method, batches(name, 128, 16), batches(name, 32, 16, seed=1))
     logged = run.callback_metrics
-    metrics = [k for k in method.loss(method.make_views(images(4)[:][0])) if k not in NOT_METRICS]
+    metrics = [k for k in method.loss(method.make_views(data(name, 4)[:][0])) if k not in NOT_METRICS]
     expected = ["loss", *metrics, "accuracy"] if isinstance(method, CLASSIFIERS) else ["loss", *metrics]
     assert {f"{stage}/{metric}" for stage in ("train", "val") for metric in expected} <= logged.keys()
     assert {"probe/val_accuracy", "knn/val_accuracy", "collapse/rank_me"} <= logged.keys()
     assert logged["probe/val_accuracy"] > 0.5  # brightness tells the four classes
-    features = method.eval()(images(5)[:][0])
+    features = method.eval()(data(name, 5)[:][0])
     assert features.shape == (5, method.feature_dim)
 
 
@@ -68,7 +84,7 @@ def test_recipe_optimizer_and_schedule_train(name, tmp_path):
             rates.append([g["lr"] / g.get("lr_scale", 1) for g in trainer.optimizers[0].param_groups])
 
     before = snapshot(method.encoder)
-    trainer(tmp_path, max_epochs=3, callbacks=[Note()], accumulate_grad_batches=2).fit(method, loader())
+    trainer(tmp_path, max_epochs=3, callbacks=[Note()], accumulate_grad_batches=2).fit(method, batches(name))
     assert not same_bits(before, snapshot(method.encoder))
     images_a_step = 16
     share = images_a_step / method.lr_batch_size if method.lr_batch_size else 1
@@ -86,11 +102,11 @@ def test_recipe_optimizer_and_schedule_train(name, tmp_path):
 
 
 @every_method
-def test_foreign_datamodule_with_float_tuples_at_40_px_works(name, tmp_path):
+def test_foreign_datamodule_with_float_tuples_of_another_size_works(name, tmp_path):
     class Foreign(LightningDataModule):
         def train_dataloader(self):
-            x, y = images(16, side=40)[:]
-            return DataLoader(list(zip(x / 255.0, y.tolist(), strict=True)), 8, shuffle=True)
+            x, y = data(name, 16, **({"length": 400} if kind(name) == "sound" else {"side": 40}))[:]
+            return DataLoader(list(zip(as_floats(x), y.tolist(), strict=True)), 8, shuffle=True)
 
         val_dataloader = train_dataloader
 
@@ -112,14 +128,14 @@ def test_foreign_datamodule_with_float_tuples_at_40_px_works(name, tmp_path):
 def test_trainer_settings_work(name, settings, tmp_path):
     method = built(name)
     run = trainer(tmp_path, **{"max_epochs": None if "max_steps" in settings else 2, **settings})
-    run.fit(method, loader(), loader())
+    run.fit(method, batches(name), batches(name))
     assert all(p.isfinite().all() for p in method.state_dict().values())
     assert run.global_step > 0
 
 
 @every_method
 def test_odd_last_batch_one_image_a_class_and_no_labels_work(name, tmp_path):
-    x, y = images(10, classes=10)[:]  # batches of 4, 4 and 2
+    x, y = data(name, 10, classes=10)[:]  # batches of 4, 4 and 2
     callbacks = [OnlineLinearProbe(10), OnlineKNN(10), Collapse()]
     run = trainer(tmp_path, max_epochs=2, callbacks=callbacks)
     run.fit(built(name), DataLoader(list(zip(x, y, strict=True)), 4), DataLoader(list(zip(x, y, strict=True)), 3))
@@ -138,7 +154,7 @@ def test_compiled_encoder_trains_like_the_plain_one(name, tmp_path):
         method = built(name)
         if compiled:
             method.encoder.compile(backend="aot_eager")
-        trainer(tmp_path, max_steps=2).fit(method, loader(16))
+        trainer(tmp_path, max_steps=2).fit(method, batches(name, 16))
         results.append(snapshot(method))
     assert results[0].keys() == results[1].keys()  # no _orig_mod
     for key, value in results[0].items():
@@ -157,7 +173,7 @@ def test_encoder_is_bit_identical_with_and_without_probe_and_knn(name, tmp_path)
             tmp_path, max_steps=20, callbacks=extras, precision="bf16-mixed", accumulate_grad_batches=2,
             gradient_clip_val=0.5,
         )  # fmt: skip
-        run.fit(method, loader(32, 8), loader(16, 8))
+        run.fit(method, batches(name, 32, 8), batches(name, 16, 8))
         results.append(snapshot(method))
     assert same_bits(*results)
 
@@ -165,7 +181,7 @@ def test_encoder_is_bit_identical_with_and_without_probe_and_knn(name, tmp_path)
 def run_to(name, folder, ckpt=None, **kwargs):
     """Train 3 epochs of 4 batches, two accumulated; checkpoints after every optimizer step."""
     method = built(name)
-    data = LabeledDataModule(images(36), images(8, seed=1), batch_size=8, seed=3, num_workers=0)
+    labeled = LabeledDataModule(data(name, 36), data(name, 8, seed=1), batch_size=8, seed=3, num_workers=0)
     probe, knn = OnlineLinearProbe(4), OnlineKNN(4, bank_size=20)
     save = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
     run = trainer(
@@ -176,7 +192,7 @@ def run_to(name, folder, ckpt=None, **kwargs):
         enable_checkpointing=True,
         **kwargs,
     )
-    run.fit(method, datamodule=data, ckpt_path=ckpt)
+    run.fit(method, datamodule=labeled, ckpt_path=ckpt)
     state = snapshot(method)
     state |= {f"probe.{k}": v.clone() for k, v in probe.head.state_dict().items()}
     state |= {"bank": knn._bank.clone(), "bank_labels": knn._labels.clone()}
@@ -200,7 +216,7 @@ def test_resuming_from_any_optimizer_step_equals_never_stopping(name, tmp_path):
 def test_checkpoint_loads_without_arguments(name, tmp_path):
     method = built(name)
     run = trainer(tmp_path, max_steps=1)
-    run.fit(method, loader())
+    run.fit(method, batches(name))
     run.save_checkpoint(tmp_path / "m.ckpt")
     for again in (
         type(method).load_from_checkpoint(tmp_path / "m.ckpt", weights_only=True),
@@ -216,7 +232,7 @@ def test_an_encoder_given_as_an_object_is_asked_for_when_loading(name, tmp_path)
     encoder = built(name).encoder
     method = built(name, encoder=encoder, encoder_args=None)
     run = trainer(tmp_path, max_steps=1)
-    run.fit(method, loader())
+    run.fit(method, batches(name))
     run.save_checkpoint(tmp_path / "m.ckpt")
     with pytest.raises(ValueError, match=r"pass encoder=\.\.\. when loading"):
         sslmodules.load(tmp_path / "m.ckpt")
@@ -227,7 +243,7 @@ def test_an_encoder_given_as_an_object_is_asked_for_when_loading(name, tmp_path)
 @every_method
 def test_ready_made_views_skip_make_views(name, tmp_path):
     method = built(name)
-    made = method.make_views(images(16)[:][0])
+    made = method.make_views(data(name, 16)[:][0])
 
     def refuse(images):
         raise AssertionError("views were made although the batch holds them")
@@ -253,7 +269,8 @@ def test_views_of_accumulated_batches_differ_and_are_the_same_again(name, tmp_pa
                 type(pl_module).make_views.__get__(pl_module)
             )
 
-    x = images(8)[:][0].repeat(2, 1, 1, 1)  # the same eight images twice
+    x = data(name, 8)[:][0]
+    x = torch.cat([x, x])  # the same eight twice
     for _ in range(2):
         trainer(tmp_path, max_steps=1, accumulate_grad_batches=2, callbacks=[Note()]).fit(built(name), DataLoader(x, 8))
     assert not torch.equal(seen[0][0], seen[1][0])
@@ -268,7 +285,7 @@ def test_callbacks_a_method_needs_come_by_themselves_and_once(name, tmp_path):
 
     method = built(name)
     run = trainer(tmp_path, max_steps=1, callbacks=[Mine()])
-    run.fit(method, loader())
+    run.fit(method, batches(name))
     momentum = [c for c in run.callbacks if isinstance(c, MomentumUpdate)]
     assert [type(c) for c in momentum] == [Mine]
     assert sum(isinstance(c, QueueUpdate) for c in run.callbacks) == (method.queue is not None)
@@ -278,7 +295,7 @@ def test_callbacks_a_method_needs_come_by_themselves_and_once(name, tmp_path):
 def test_teachers_get_no_gradient_and_stand_in_no_optimizer(name, tmp_path):
     method = built(name)
     run = trainer(tmp_path, max_steps=1)
-    run.fit(method, loader())
+    run.fit(method, batches(name))
     optimised = {id(p) for g in run.optimizers[0].param_groups for p in g["params"]}
     teachers = [p for _, teacher in method.momentum_pairs for p in teacher.parameters()]
     assert not optimised & {id(p) for p in teachers}
@@ -286,7 +303,7 @@ def test_teachers_get_no_gradient_and_stand_in_no_optimizer(name, tmp_path):
     assert {id(p) for p in method.encoder.parameters() if p.requires_grad} <= optimised
 
 
-@every_method
+@every("image")
 @pytest.mark.parametrize(
     ("batch", "sentence"),
     [
@@ -302,6 +319,38 @@ def test_teachers_get_no_gradient_and_stand_in_no_optimizer(name, tmp_path):
     ],
 )
 def test_bad_images_get_one_sentence_before_the_first_step_and_nothing_is_written(name, batch, sentence, tmp_path):
+    refuses(name, batch, sentence, tmp_path)
+
+
+@every("video")
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        (torch.zeros(8, 4, 4, 16, 16), r"images have 4 channels"),
+        (torch.full((8, 4, 3, 16, 16), -1.5), r"floats from -1.5 to -1.5, expected uint8"),
+        (torch.zeros(8, 3, 16, 16), r"clips have the shape \(8, 3, 16, 16\), expected \(B, T, C, H, W\)"),
+    ],
+)
+def test_bad_clips_get_one_sentence_before_the_first_step_and_nothing_is_written(name, batch, sentence, tmp_path):
+    refuses(name, batch, sentence, tmp_path)
+
+
+@every("sound")
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        (torch.zeros(8, 2, 256), r"sound has 2 channels"),
+        (torch.full((8, 1, 256), -1.5), r"floats from -1.5 to -1.5, expected int16, or float in \[-1, 1\]"),
+        (torch.zeros(8, 1, 256, dtype=torch.int64), r"sound is torch.int64, expected int16"),
+        (torch.zeros(8, 256), r"sound has the shape \(8, 256\), expected \(B, C, T\)"),
+        (torch.full((8, 1, 256), float("nan")), r"floats from nan to nan"),
+    ],
+)
+def test_bad_sound_gets_one_sentence_before_the_first_step_and_nothing_is_written(name, batch, sentence, tmp_path):
+    refuses(name, batch, sentence, tmp_path)
+
+
+def refuses(name, batch, sentence, tmp_path):
     method = built(name)
     before = snapshot(method)
     with pytest.raises(ValueError, match=sentence):
@@ -310,10 +359,10 @@ def test_bad_images_get_one_sentence_before_the_first_step_and_nothing_is_writte
     assert not list(tmp_path.rglob("*"))
 
 
-@every_method
+@every("image")
 def test_normalised_floats_are_undone_where_asked(name, tmp_path):
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
-    x = images(8)[:][0] / 255.0
+    x = data(name, 8)[:][0] / 255.0
     normalised = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     method = built(name, undo_normalization=(mean, std))
     trainer(tmp_path, max_steps=1).fit(method, DataLoader(normalised, 8))

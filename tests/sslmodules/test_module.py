@@ -271,3 +271,17 @@ def test_split_batch_norm_is_batch_norm_of_each_part():
     torch.testing.assert_close(
         split.eval()(x), split.eval()(x[:2].repeat(4, 1, 1, 1))[:2].repeat(4, 1, 1, 1) * 0 + split(x)
     )
+
+
+@pytest.mark.parametrize("kind", ["image", "sound", "video"])
+def test_mappings_hold_images_sound_or_video_by_name(kind):
+    found = unpack({kind: X, "label": Y})
+    assert found.images is X
+    assert found.labels is Y
+
+
+def test_a_clip_of_normalised_frames_is_undone_frame_by_frame():
+    module = SimCLR(**TINY, undo_normalization=([0.5, 0.4, 0.3], [0.2, 0.2, 0.2]))
+    frames = torch.rand(2, 5, 3, 8, 8)
+    scale = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)
+    torch.testing.assert_close(module._undo((frames - scale) / 0.2), frames)

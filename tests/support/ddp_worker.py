@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
-from method_list import METHODS, replace_batch_norm
+from method_list import METHODS, kind, replace_batch_norm
+from runs import EXAMPLES
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler
 
 from sslmodules.callbacks import OnlineKNN, OnlineLinearProbe
 from sslmodules.contrastive.moco import MoCo
@@ -40,7 +41,7 @@ def prepared(name: str) -> tuple[SSLModule, list[Tensor]]:
     torch.manual_seed(0)
     module = METHODS[name]()
     replace_batch_norm(module, SyncBatchNorm)
-    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    images = EXAMPLES[kind(name)](8)[:][0]
     module.generator = torch.Generator().manual_seed(1)
     views = [v.double() if v.is_floating_point() else v for v in module.make_views(images)]
     module.generator = None
@@ -87,9 +88,7 @@ def fitted(name: str, folder: Path) -> dict:
     """State after a real Trainer run under DDP, with probe and kNN."""
     torch.manual_seed(rank())  # ranks differ before the run, as in life
     module = METHODS[name]()
-    images, labels = torch.randint(0, 256, (32, 3, 16, 16), dtype=torch.uint8), torch.arange(32) % 4
-    torch.distributed.broadcast(images, 0)
-    data = TensorDataset(images, labels)
+    data = EXAMPLES[kind(name)](32)
     loader = DataLoader(data, 4, sampler=DistributedSampler(data, 2, rank()))
     probe, knn, seen = OnlineLinearProbe(4), OnlineKNN(4, bank_size=64), RecordGlobalStep()
     trainer = Trainer(

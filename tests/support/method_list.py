@@ -1,7 +1,7 @@
 """Every method once, with a tiny encoder: the parametrised tests run over this list. A new method adds its line."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from torch import nn
 
@@ -66,6 +66,12 @@ METHODS: dict[str, Callable[..., SSLModule]] = {
     "DINOv2": partial(DINOv2, **{**VIT, **CROPS}, **FLAT),
     "DINOv2 untied": partial(DINOv2, **{**VIT, **CROPS}, **FLAT, patch_bottleneck_dim=4, targets="sinkhorn_knopp"),
 }
+
+
+@lru_cache
+def kind(name: str) -> str:
+    """What the method takes: "image", "sound" or "video"."""
+    return METHODS[name]().input_kind
 
 
 def replace_batch_norm(module: nn.Module, make: Callable[[nn.Module], nn.Module]) -> None:

@@ -18,9 +18,28 @@ def images(count: int = 32, channels: int = 3, side: int = 16, classes: int = 4,
     return TensorDataset((noise + stripes + 35 * number).clamp(max=255).to(torch.uint8), labels)
 
 
-def loader(count: int = 32, batch_size: int = 8, **kwargs: Any) -> DataLoader:
-    """Batches of :func:`images` in their order."""
-    return DataLoader(images(count, **kwargs), batch_size)
+def sounds(count: int = 32, classes: int = 4, seed: int = 0, length: int = 256) -> TensorDataset:
+    """Sounds (1, length) in [-1, 1] whose class shows in their loudness and pitch, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    number = labels.view(-1, 1, 1) + 1
+    phase = 6.3 * torch.rand(count, 1, 1, generator=generator)
+    wave = (phase + torch.arange(length) * number * 0.1).sin() * number / (classes + 1)
+    return TensorDataset(wave + 0.05 * torch.rand(count, 1, length, generator=generator), labels)
+
+
+def clips(count: int = 32, frames: int = 4, **kwargs: Any) -> TensorDataset:
+    """Clips (frames, 3, 16, 16) of :func:`images` that move to the right, and labels."""
+    still, labels = images(count, **kwargs)[:]
+    return TensorDataset(torch.stack([still.roll(t, -1) for t in range(frames)], 1), labels)
+
+
+EXAMPLES = {"image": images, "sound": sounds, "video": clips}
+
+
+def loader(count: int = 32, batch_size: int = 8, kind: str = "image", **kwargs: Any) -> DataLoader:
+    """Batches of images, sounds or clips in their order."""
+    return DataLoader(EXAMPLES[kind](count, **kwargs), batch_size)
 
 
 def trainer(folder: Any, **kwargs: Any) -> Trainer:

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-
 InputKind = Literal["image", "sound", "video"]
 
 
@@ -23,8 +22,8 @@ def unpack(batch: Any) -> Batch:
 
     Args:
         batch: a tensor of images; ``(images, labels)`` or ``(images,)``, as tuple or list; or a mapping with
-            ``"image"`` (``"sound"``, ``"video"``), and ``"label"`` where there are labels. Ready-made views come as a list
-            in the place of the images, or under the key ``"views"``.
+            ``"image"`` (``"sound"``, ``"video"``), and ``"label"`` where there are labels. Ready-made views come as a
+            list in the place of the images, or under the key ``"views"``.
 
     Raises:
         ValueError: anything else, with what was found.
@@ -103,7 +102,7 @@ def check_images(
 
 
 def check_clips(clips: Tensor, *args: Any, **kwargs: Any) -> None:
-    """Raise a ValueError with one clear sentence where clips (B, T, C, H, W) do not fit; else as :func:`check_images`."""
+    """Raise a ValueError with one clear sentence where clips (B, T, C, H, W) do not fit; as :func:`check_images`."""
     if clips.ndim != 5:
         raise ValueError(f"the clips have the shape {tuple(clips.shape)}, expected (B, T, C, H, W)")
     check_images(clips.flatten(0, 1), *args, **kwargs)

@@ -68,7 +68,7 @@ class SSLModule(LightningModule):
     """
 
     lr_batch_size: ClassVar[int | None] = 256
-    input_kind: InputKind = "image"  # what a loader yields: images, sound (B, C, T) in [-1, 1], or video (B, T, C, H, W)
+    input_kind: InputKind = "image"  # that a loader yields; sound is (B, C, T) in [-1, 1], video (B, T, C, H, W)
     encoder_channels: ClassVar[int | None] = None  # that preprocess gives; None: those of the images
     reads_map: ClassVar[bool] = False  # whether the representation is the mean of the last map: of the patches' tokens
     specialised: ClassVar[bool] = False  # whether the last stage serves the pretext task more than its users: the

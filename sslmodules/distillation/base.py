@@ -36,6 +36,8 @@ class SelfDistillation(SSLModule):
         local_crops: their number.
         global_scale: least and greatest share of the image's area in a global crop.
         local_scale: the same of a local crop.
+        oversize: how many times larger than ``size`` the global crops are made, for a method whose :meth:`make_views`
+            makes them smaller.
         blur: probability of blurring the first global crop, the second, and each local one.
         student_temperature: τ_s.
         initial_teacher_temperature: τ_t at the start.
@@ -64,6 +66,7 @@ class SelfDistillation(SSLModule):
         local_crops: int = 8,
         global_scale: tuple[float, float] = (0.4, 1.0),
         local_scale: tuple[float, float] = (0.05, 0.4),
+        oversize: int = 1,
         blur: Sequence[float] = (1.0, 0.1, 0.5),
         student_temperature: float = 0.1,
         initial_teacher_temperature: float = 0.04,
@@ -105,7 +108,8 @@ class SelfDistillation(SSLModule):
         self.final_weight_decay = final_weight_decay
         self.start_from = start_from
         self.teacher_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.crops = MultiCrop(size, local_size, local_crops, global_scale, local_scale, blur)
+        made = size if size is None else size * oversize
+        self.crops = MultiCrop(made, local_size, local_crops, global_scale, local_scale, blur)
 
     @property
     def momentum_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -222,7 +226,10 @@ class SelfDistillation(SSLModule):
     def setup(self, stage: str) -> None:
         """Read what a new run starts from."""
         if stage == "fit" and self.start_from is not None and self.trainer.ckpt_path is None:
-            self.load_state_dict(read_checkpoint(self.start_from)["state_dict"])
+            # Of an anchor (DINOv2), a new run has its own or none.
+            anchor = {k: v for k, v in self.state_dict().items() if k.startswith("gram.")}
+            saved = read_checkpoint(self.start_from)["state_dict"]
+            self.load_state_dict(anchor | {k: v for k, v in saved.items() if not k.startswith("gram.")})
 
     def on_train_start(self) -> None:
         """Begin with nothing collected for the centres."""

@@ -11,12 +11,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sslmodules.distillation.base import SelfDistillation, without_noise
 from sslmodules.distillation.center import Center
+from sslmodules.distillation.gram import GramAnchor
 from sslmodules.distillation.head import DINOHead
 from sslmodules.distillation.losses import dino_loss, entropy, ibot_loss, koleo, sinkhorn_knopp
-from sslmodules.encoders import ViT
+from sslmodules.encoders import ViT, layers
+from sslmodules.optim import layer_scales, split_groups
 from sslmodules.views.block_masks import spread_block_masks
 
 
@@ -46,6 +49,12 @@ class DINOv2(SelfDistillation):
         koleo_weight: of the KoLeo loss.
         koleo_crops: 2, summed over both global crops as in the code; 1 as in the paper.
         koleo_gather: whether images of other ranks count as neighbours; the authors' are those of the same GPU.
+        gram_weight: of the Gram loss, which holds how the student's patches relate to each other to what an earlier
+            teacher said; DINOv3 has 2, late in its run. 0 leaves it out. Here the anchor is the teacher that the run
+            begins with, see ``start_from``.
+        gram_scale: how many times larger, an integer, the anchor sees the global crops; DINOv3 has 2.
+        gram_every: after so many optimizer steps each time the anchor is the teacher anew; DINOv3 has 10,000, and stops
+            after three; None never.
         layer_decay: each block's rate is this times that of the next; 1 for the long recipe.
         patch_embed_scale: factor on the rate of the patch projection.
         momentum: of the teacher at the start; it rises to 1 by a cosine.
@@ -53,7 +62,7 @@ class DINOv2(SelfDistillation):
 
     Raises:
         ValueError: an encoder that is no ViT with a mask token and a class token that it is read by, unknown targets,
-            or another number of crops than 1 or 2 for KoLeo.
+            another number of crops than 1 or 2 for KoLeo, or crops without a size that cannot be made larger.
 
     >>> vit = {"patch_size": 4, "embed_dim": 24, "depth": 1}
     >>> method = DINOv2(
@@ -84,6 +93,9 @@ class DINOv2(SelfDistillation):
         koleo_weight: float = 0.1,
         koleo_crops: int = 2,
         koleo_gather: bool = False,
+        gram_weight: float = 0.0,
+        gram_scale: int = 1,
+        gram_every: int | None = None,
         layer_decay: float = 0.9,
         patch_embed_scale: float = 0.2,
         global_scale: tuple[float, float] = (0.32, 1.0),
@@ -98,11 +110,17 @@ class DINOv2(SelfDistillation):
             encoder_args={"mask_token": True, **(encoder_args or {})} if is_vit else encoder_args,
             global_scale=global_scale,
             local_scale=local_scale,
+            oversize=gram_scale,
             momentum=momentum,
             learning_rate=learning_rate,
             **kwargs,
         )
         _require_vit(self.encoder)
+        if gram_scale > 1 and (self.size is None or not gram_weight):
+            raise ValueError(
+                f"gram_scale is {gram_scale}, with size={self.size} and gram_weight={gram_weight}; pass the size of "
+                "the global crops and a weight above 0"
+            )
         if targets not in ("centering", "sinkhorn_knopp") or koleo_crops not in (1, 2):
             raise ValueError(
                 f"targets is {targets!r} and koleo_crops {koleo_crops}; expected 'centering' or 'sinkhorn_knopp', and "
@@ -115,6 +133,9 @@ class DINOv2(SelfDistillation):
         self.koleo_weight = koleo_weight
         self.koleo_crops = koleo_crops
         self.koleo_gather = koleo_gather
+        self.gram_weight = gram_weight
+        self.gram_scale = gram_scale
+        self.gram_every = gram_every
         self.layer_decay = layer_decay
         self.patch_embed_scale = patch_embed_scale
 
@@ -129,6 +150,7 @@ class DINOv2(SelfDistillation):
         self.teacher_patch_head = copy.deepcopy(self.patch_head)
         if self.teacher_patch_head is not None:
             self.teacher_patch_head.requires_grad_(False)
+        self.gram = GramAnchor(self.teacher_encoder) if gram_weight else None
         centering = targets == "centering"
         self.center = Center(output_dim, self.center_momentum) if centering else None
         self.patch_center = Center(output_dim, self.center_momentum) if centering else None
@@ -144,22 +166,26 @@ class DINOv2(SelfDistillation):
     def make_views(self, images: Tensor) -> list[Tensor]:
         """Global crops, local crops, and which patches of the two global ones are masked, bool (B, 2, N).
 
-        The masks stay on the host, so that the number of masked patches is known without waiting for the device.
+        The masks stay on the host, so that the number of masked patches is known without waiting for the device. With
+        a ``gram_scale``, the global crops as the anchor sees them come last, (B, C, s·size, s·size) each.
         """
         crops = super().make_views(images)
+        large = crops[:2] if self.gram_scale > 1 else []
+        crops[:2] = [F.avg_pool2d(crop, self.gram_scale) for crop in crops[:2]]
         height, width = self.grid(crops[0])
         masks = spread_block_masks(
             2 * len(images), height, width, self.mask_share, self.mask_ratio, generator=self.generator
         )
-        return [*crops, masks.view(-1, 2, height * width)]
+        return [*crops, masks.view(-1, 2, height * width), *large]
 
     def grid(self, x: Tensor) -> tuple[int, int]:
         """Rows and columns of the patches of images (..., H, W)."""
         return x.shape[-2] // self.patch[0], x.shape[-1] // self.patch[1]
 
     def loss(self, views: list[Tensor]) -> dict[str, Any]:
-        """DINO over the crops, iBOT at the masked patches, KoLeo over the images."""
-        *crops, mask = views
+        """DINO over the crops, iBOT at the masked patches, KoLeo over the images, Gram over all patches."""
+        count = 2 + self.crops.local_crops
+        crops, mask, large = views[:count], views[count], views[count + 1 :]
         b, device = len(mask), crops[0].device
         mask = mask.transpose(0, 1).flatten(0, 1)  # (2B, N), in the order of the crops
         masked = mask.flatten().nonzero().flatten().to(device, non_blocking=True)  # (M,)
@@ -180,12 +206,17 @@ class DINOv2(SelfDistillation):
         dino = dino_loss(scores, targets, self.student_temperature)
         ibot = ibot_loss(patch_scores, patch_targets, mask, self.student_temperature)
         spread = torch.stack([koleo(x, gather_ranks=self.koleo_gather) for x in h.chunk(2)[: self.koleo_crops]]).sum()
+        loss = dino + self.ibot_weight * ibot + self.koleo_weight * spread
+        parts = {"dino": dino.detach(), "ibot": ibot.detach(), "koleo": spread.detach()}
+        if self.gram is not None:
+            patch_map = tokens[:, self.encoder.num_prefix_tokens :].mT.unflatten(2, self.grid(whole))  # (2B, D, h, w)
+            gram = self.gram(patch_map, torch.cat(large) if large else whole)
+            loss = loss + self.gram_weight * gram
+            parts["gram"] = gram.detach()
         teacher_entropy = entropy(targets)
         return {
-            "loss": dino + self.ibot_weight * ibot + self.koleo_weight * spread,
-            "dino": dino.detach(),
-            "ibot": ibot.detach(),
-            "koleo": spread.detach(),
+            "loss": loss,
+            **parts,
             "teacher_entropy": teacher_entropy,
             "kl": dino.detach() - teacher_entropy,
         }
@@ -220,32 +251,30 @@ class DINOv2(SelfDistillation):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups by layer-wise rate; those of the prototypes are marked, as their rate is 0 at first."""
-        scales = self._layer_scales()
+        scales = layer_scales(layers(self.encoder), self.layer_decay)
+        scales |= {id(p): scales[id(p)] * self.patch_embed_scale for p in self.encoder.patch_embed.parameters()}
         heads = [head for head in (self.head, self.patch_head) if head is not None]
         prototypes = {id(p) for head in heads for p in head.prototypes.parameters()}
-        groups = []
-        for group in super().parameter_groups():
-            parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
-            for p in group["params"]:
-                parts.setdefault((scales.get(id(p), 1.0), id(p) in prototypes), []).append(p)
-            for (scale, last_layer), params in parts.items():
-                groups.append({**group, "params": params, "lr_scale": scale, "last_layer": last_layer})
-        return groups
-
-    def _layer_scales(self) -> dict[int, float]:
-        """Factor on the rate of each of the encoder's parameters, by id: the deeper, the nearer to 1."""
-        depth = len(self.encoder.blocks)
-        scales = {id(p): self.layer_decay ** (depth + 1) for p in self.encoder.parameters()}
-        scales |= {id(p): scales[id(p)] * self.patch_embed_scale for p in self.encoder.patch_embed.parameters()}
-        for i, block in enumerate(self.encoder.blocks):
-            scales |= {id(p): self.layer_decay ** (depth - i) for p in block.parameters()}
-        return scales | {id(p): 1.0 for p in self.encoder.norm.parameters()}
+        return split_groups(
+            super().parameter_groups(),
+            lr_scale=lambda p: scales.get(id(p), 1.0),
+            last_layer=lambda p: id(p) in prototypes,
+        )
 
     def _batch_size_factor(self) -> float:
         return math.sqrt(super()._batch_size_factor())
 
+    def setup(self, stage: str) -> None:
+        """Anchor a new run to the teacher that it begins with."""
+        super().setup(stage)
+        if stage == "fit" and self.gram is not None and self.trainer.ckpt_path is None:
+            self.gram.take(self.teacher_encoder)
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Step with the prototypes' rate at 0 for the first epochs."""
+        """Step with the prototypes' rate at 0 for the first epochs; anchor the next steps to the teacher when due."""
+        done = self.trainer.global_step
+        if self.gram is not None and self.gram_every and done and done % self.gram_every == 0:
+            self.gram.take(self.teacher_encoder)
         frozen = [g for g in optimizer.param_groups if g.get("last_layer")] if self.last_layer_is_frozen() else []
         rates = [group["lr"] for group in frozen]
         for group in frozen:

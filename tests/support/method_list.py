@@ -19,6 +19,7 @@ from sslmodules import (
     SimCLR,
     SplitBrain,
     SSLModule,
+    VideoColorization,
 )
 
 TINY = {"encoder": "conv4", "encoder_args": {"widths": (8, 16)}}
@@ -56,6 +57,8 @@ METHODS: dict[str, Callable[..., SSLModule]] = {
     "SplitBrain": partial(SplitBrain, **TINY),
     "SplitBrain regression": partial(SplitBrain, **TINY, task="regression"),
     "SplitBrain.vit": partial(SplitBrain, **VIT),
+    "VideoColorization": partial(VideoColorization, **TINY, head_width=16, head_depth=2),
+    "VideoColorization.vit": partial(VideoColorization, **VIT, head_width=16, head_depth=2),
     "Inpainting": partial(Inpainting, **TINY, size=16, width=16),
     "Inpainting adversarial": partial(Inpainting, **TINY, size=16, width=16, mask="region", adversarial=True),
     "Inpainting.vit": partial(Inpainting, **VIT, width=16, mask="blocks"),
@@ -64,6 +67,7 @@ METHODS: dict[str, Callable[..., SSLModule]] = {
     "DINO": partial(DINO, **TINY, **CROPS),
     "DINO.vit": partial(DINO, **{**VIT, **CROPS}),
     "DINOv2": partial(DINOv2, **{**VIT, **CROPS}, **FLAT),
+    "DINOv2 Gram": partial(DINOv2, **{**VIT, **CROPS}, **FLAT, gram_weight=1.0, gram_scale=2, gram_every=2),
     "DINOv2 untied": partial(DINOv2, **{**VIT, **CROPS}, **FLAT, patch_bottleneck_dim=4, targets="sinkhorn_knopp"),
 }
 

@@ -1,11 +1,12 @@
 """DINOv2: three losses, masks, rates by layer, and what its heads share."""
 
+import copy
 import math
 
 import pytest
 import torch
 from lightning.pytorch import Callback
-from runs import images, loader, trainer
+from runs import images, loader, same_bits, trainer
 from torch import nn
 from torch.nn import functional as F
 
@@ -134,6 +135,50 @@ def test_centres_of_images_and_patches_move_apart_and_validation_moves_neither(t
     run.validate(method, loader(8), verbose=False)
     assert torch.equal(centers[0], method.center.value)
     assert built(targets="sinkhorn_knopp").center is None
+
+
+def test_gram_loss_is_0_where_nothing_is_masked_and_the_student_is_still_the_anchor():
+    method = built(mask_share=0.0, gram_weight=2.0).eval()
+    views = views_of(method)
+    assert method.loss(views)["gram"].item() == pytest.approx(0, abs=1e-10)
+    nn.init.normal_(method.encoder.blocks[0].attn.qkv.weight)
+    found = method.loss(views)
+    without = built(mask_share=0.0).eval()
+    without.load_state_dict({k: v for k, v in method.state_dict().items() if not k.startswith("gram.")})
+    assert found["gram"] > 1e-4
+    assert found["loss"].item() == pytest.approx((without.loss(views)["loss"] + 2 * found["gram"]).item(), abs=1e-6)
+
+
+def test_the_anchor_sees_the_same_crops_larger():
+    method = built(gram_weight=1.0, gram_scale=2)
+    views = views_of(method)
+    assert [tuple(v.shape[1:]) for v in views[-2:]] == [(3, 32, 32)] * 2
+    torch.testing.assert_close(views[1], F.avg_pool2d(views[-1], 2))
+    assert method.crops(images(2)[:][0])[0].shape[-1] == 32
+    assert method.loss(views)["gram"] > 0
+    with pytest.raises(ValueError, match="gram_scale is 2, with size=16 and gram_weight=0"):
+        built(gram_scale=2)
+
+
+def test_the_anchor_is_the_teacher_of_the_start_and_anew_when_due(tmp_path):
+    plain, seen = built(warmup_epochs=0), []
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(plain, loader(8))
+    run.save_checkpoint(tmp_path / "plain.ckpt")
+
+    class Note(Callback):
+        def on_train_batch_start(self, trainer, module, *args):
+            seen.append([copy.deepcopy(e.norm.state_dict()) for e in (module.gram.encoder, module.teacher_encoder)])
+
+    method = built(
+        warmup_epochs=0, gram_weight=1.0, gram_every=2, momentum=0.5, start_from=str(tmp_path / "plain.ckpt")
+    )
+    trainer(tmp_path, max_steps=4, callbacks=[Note()]).fit(method, loader(32))
+    anchors, teachers = zip(*seen, strict=True)
+    assert all(same_bits(anchors[step], plain.teacher_encoder.norm.state_dict()) for step in (0, 1, 2))
+    assert same_bits(anchors[3], teachers[2])  # that of two steps
+    assert not same_bits(teachers[2], teachers[0])
+    assert not any(p.requires_grad for p in method.gram.parameters())
 
 
 # --- optimizer ------------------------------------------------------------------------------------------------------

@@ -111,7 +111,7 @@ class ImageSet(Dataset):
         return images if labels is None else (images, labels)
 
     def _fetch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        if isinstance(self.dataset, TensorImages):
+        if hasattr(self.dataset, "fetch"):  # finished batches: TensorImages, files
             return self.dataset.fetch(rows)
         if hasattr(self.dataset, "__getitems__"):
             items = self.dataset.__getitems__(rows.tolist())
@@ -203,7 +203,7 @@ def image_tensor(image: Any) -> Tensor:
         array = torch.as_tensor(image)
         return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
     if isinstance(image, Tensor) and image.ndim in (2, 3, 4):
-        return image[None] if image.ndim == 2 else image
+        return image[None] if image.ndim == 2 and image.dtype == torch.uint8 else image  # sounds (C, T) are no uint8
     shape = f" of shape {tuple(image.shape)}" if isinstance(image, np.ndarray | Tensor) else ""
     raise TypeError(
         f"expected an image (a PIL image, an array (H, W, C) or a tensor (C, H, W)), got {type(image).__name__}{shape}"

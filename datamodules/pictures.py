@@ -1,20 +1,16 @@
-"""Picture files: found below a folder, decoded in the workers, cut to one size."""
+"""Picture files: decoded upright, cut to one size."""
 
 import math
-import os
-import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from sslmodules.datamodules.files import ADVICE, Files, list_files
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-ADVICE = 'repair or remove it, or pass on_error="skip"'
 ORIENTATION = {  # the EXIF tag's values, and what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,7 +22,7 @@ ORIENTATION = {  # the EXIF tag's values, and what makes the picture upright
 }
 
 
-class Pictures(Dataset):
+class Pictures(Files):
     """Picture files as uint8 tensors (C, H, W) of one size, or pairs with a label.
 
     Args:
@@ -50,65 +46,22 @@ class Pictures(Dataset):
         mode: str = "RGB",
         on_error: str = "raise",
     ) -> None:
-        self.files = files
-        self.labels = labels
+        super().__init__(files, labels, on_error)
         self.shape = shape
         self.mode = mode
-        self.on_error = on_error
-        self._bad = torch.zeros(len(files), dtype=torch.bool).share_memory_()  # written by the workers
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
-        for place in range(index, index + len(self.files)):
-            place %= len(self.files)
-            try:
-                image = read_picture(self.files[place], self.shape, self.mode)
-            except ValueError as error:
-                if self.on_error == "raise":
-                    raise ValueError(f"{error}: {ADVICE}") from error
-                if not self._bad[place]:
-                    self._bad[place] = True
-                    warnings.warn(f"{error}: the next file takes its place", stacklevel=2)
-                continue
-            return image if self.labels is None else (image, int(self.labels[place]))
-        raise ValueError(f"none of the {len(self.files)} files can be read, the first is {self.files[0]}")
-
-    def unreadable(self) -> list[str]:
-        """The files that could not be read so far, in any worker."""
-        return [self.files[place] for place in torch.nonzero(self._bad).flatten().tolist()]
+    def read(self, file: str, draw: int) -> Tensor:
+        """One picture (C, H, W)."""
+        return read_picture(file, self.shape, self.mode)
 
 
 def list_pictures(root: str, extensions: Sequence[str] = EXTENSIONS) -> list[str]:
-    """All files below a folder with one of the endings, in natural order; hidden files and folders are left out.
-
-    Links to folders are followed, each folder once.
-    """
-    found: list[tuple[list[tuple[int, int, str]], str]] = []
-    seen = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(tuple(extensions)):
-                path = os.path.join(folder, name)
-                found.append((_natural(os.path.relpath(path, root)), path))
-    return [path for _, path in sorted(found)]
+    """All pictures below a folder; see :func:`~sslmodules.datamodules.files.list_files`."""
+    return list_files(root, extensions)
 
 
-def _natural(path: str) -> list[tuple[int, int, str]]:
-    """A key that sorts by folder, and numbers by value."""
-    pieces = re.split(r"(\d+)", path.replace(os.sep, "\0"))
-    return [(0, int(piece), piece) if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]
-
-
-def read_picture(file: str, shape: tuple[int, int], mode: str = "RGB") -> Tensor:
-    """One picture, upright, scaled to cover `shape` and cut to it around the centre: uint8 (C, height, width).
+def read_picture(file: str, shape: tuple[int, int], mode: str = "RGB", at: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """One picture, upright, scaled to cover `shape` and cut to it, by default around the centre: uint8 (C, *shape).
 
     Raises:
         ValueError: if the file cannot be read as a picture; the sentence names it.
@@ -123,7 +76,7 @@ def read_picture(file: str, shape: tuple[int, int], mode: str = "RGB") -> Tensor
             scale = max(height / image.height, width / image.width)
             if image.format == "JPEG" and scale < 0.5:  # let the decoder halve it, never below twice the wanted size
                 image.draft(None, (math.ceil(2 * scale * image.width), math.ceil(2 * scale * image.height)))
-            picture = _cover(_convert(image, mode), height, width)
+            picture = cover(_convert(image, mode), height, width, at)
     except Exception as error:  # the decoders raise all kinds
         raise ValueError(f"{file} cannot be read as a picture ({type(error).__name__}: {error})") from error
     if orientation in ORIENTATION:
@@ -131,24 +84,37 @@ def read_picture(file: str, shape: tuple[int, int], mode: str = "RGB") -> Tensor
     return pil_to_tensor(picture)
 
 
-def common_size(files: Sequence[str], on_error: str = "raise") -> tuple[int, int]:
-    """Height and width of the pictures if up to 64 of them, evenly spread, agree; else (224, 224). Reads headers only.
+def picture_size(file: str) -> tuple[int, int]:
+    """Height and width of a picture, upright. Reads the header only.
 
     Raises:
-        ValueError: if a header cannot be read and on_error="raise".
+        ValueError: if it cannot be read; the sentence names the file.
+
+    """
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read as a picture ({type(error).__name__}: {error})") from error
+
+
+def common_size(
+    files: Sequence[str], on_error: str = "raise", size_of: Callable[[str], tuple[int, int]] = picture_size
+) -> tuple[int, int]:
+    """Height and width of the files if up to 64 of them, evenly spread, agree; else (224, 224).
+
+    Raises:
+        ValueError: if one of them cannot be read and on_error="raise".
 
     """
     sizes = set()
     for place in np.linspace(0, len(files) - 1, min(64, len(files))).astype(int):
         try:
-            with Image.open(files[place]) as image:
-                width, height = image.size
-                sizes.add((width, height) if _orientation(image) >= 5 else (height, width))
-        except Exception as error:
+            sizes.add(size_of(files[place]))
+        except ValueError as error:
             if on_error == "raise":
-                raise ValueError(
-                    f"{files[place]} cannot be read as a picture ({type(error).__name__}: {error}): {ADVICE}"
-                ) from error
+                raise ValueError(f"{error}: {ADVICE}") from error
     return sizes.pop() if len(sizes) == 1 else (224, 224)
 
 
@@ -167,12 +133,16 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
+def cover(image: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
+    """A picture scaled (antialiased) to cover `height` and `width`, and cut to them.
+
+    `at` says where, from 0 at the top and at the left to 1 at the bottom and at the right.
+    """
     if image.size == (width, height):
         return image
     scale = max(height / image.height, width / image.width)
     across, down = min(width / scale, image.width), min(height / scale, image.height)
-    left, top = (image.width - across) / 2, (image.height - down) / 2
+    top, left = at[0] * (image.height - down), at[1] * (image.width - across)
     return image.resize(
         (width, height), Image.Resampling.BILINEAR, (left, top, min(left + across, image.width), top + down)
     )

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
 
 from sslmodules.batch import unpack
 from sslmodules.encoders import map_shape, pool
 from sslmodules.module import SSLModule
 from sslmodules.reconstruction.color_bins import NUM_BINS, annealed_mean, class_weights, soft_encode
 from sslmodules.reconstruction.decoder import Decoder
+from sslmodules.reconstruction.fitting import fit_before_training
 from sslmodules.views import RandomResizedCrop, Resize, to_float
 from sslmodules.views.lab import lab_to_rgb, lightness, rgb_to_lab
 
 STRIDE = 4  # of the pixels whose colour is predicted
+MAX_IMAGES = 4096  # that colours are counted in
 GREY = 5.0  # an image whose every |a| and |b| is at most this teaches no colour
 
 
@@ -109,7 +109,7 @@ class Colorization(SSLModule):
         The colours, (B, 2, H/4, W/4) in units of L*a*b*, are picked and not averaged.
         """
         crops = self.view(images, self.generator)
-        return [_scaled(lightness(crops)), rgb_to_lab(crops[..., ::STRIDE, ::STRIDE])[:, 1:]]
+        return [scaled_lightness(lightness(crops)), rgb_to_lab(crops[..., ::STRIDE, ::STRIDE])[:, 1:]]
 
     def loss(self, views: list[Tensor]) -> dict[str, Any]:
         """Cross-entropy ``-Σ v Σ_q Z log Ẑ`` of the colours' codes, averaged over all pixels of the batch.
@@ -133,7 +133,7 @@ class Colorization(SSLModule):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Lightness (B, 1, H, W) of images as a loader yields them, from [0, 100] to [-1, 1]."""
-        return _scaled(lightness(super().preprocess(images)))
+        return scaled_lightness(lightness(super().preprocess(images)))
 
     def check_images(self, images: Tensor) -> None:
         """Refuse what is not RGB, besides what no method can train on."""
@@ -143,7 +143,7 @@ class Colorization(SSLModule):
     # --- how common each colour is ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit_prior(self, batches: Iterable[Any], max_images: int = 4096) -> None:
+    def fit_prior(self, batches: Iterable[Any], max_images: int = MAX_IMAGES) -> None:
         """Count how common each of the 313 colours is, for the weights of rare ones.
 
         A run does so by itself before its first step, on images that are spread evenly over the training set, and keeps
@@ -185,14 +185,9 @@ class Colorization(SSLModule):
         super().on_train_start()
         if self.rebalance is None or self.prior_images > 0:
             return
-        batches = _spread(self.trainer.train_dataloader)
         rank_zero_info("counting the colours of the training images, to weigh rare ones up")
-        if self.trainer.is_global_zero:
-            with isolate_rng(include_cuda=False):  # a dataset may draw random numbers: the run's are its own
-                self.fit_prior(batches)
-        prior, count = self.trainer.strategy.broadcast((self.prior.cpu(), int(self.prior_images)))
-        self.prior.copy_(prior)
-        self.prior_images.fill_(count)
+        instead = "call fit_prior(batches) before the run, or pass rebalance=None"
+        fit_before_training(self, self.fit_prior, ["prior", "prior_images"], MAX_IMAGES, instead)
 
     # --- for the eye ------------------------------------------------------------------------------------------------
 
@@ -212,7 +207,7 @@ class Colorization(SSLModule):
         rgb = to_float(self._undo(images))
         x = lightness(rgb if self.size is None else Resize(self.size)(rgb))
         height, width = x.shape[-2:]
-        logits = self.decoder(self.encode_map(_scaled(x)), (-(-height // STRIDE), -(-width // STRIDE)))
+        logits = self.decoder(self.encode_map(scaled_lightness(x)), (-(-height // STRIDE), -(-width // STRIDE)))
         ab = annealed_mean(logits, self.temperature)  # (B, 2, H/4, W/4)
         ab = F.interpolate(ab, rgb.shape[-2:], mode="bilinear", align_corners=False)
         return lab_to_rgb(torch.cat([lightness(rgb), ab], 1))
@@ -256,30 +251,6 @@ def require_three_channels(module: SSLModule, images: Tensor) -> None:
         )
 
 
-def _scaled(lightness: Tensor) -> Tensor:
+def scaled_lightness(lightness: Tensor) -> Tensor:
+    """L from [0, 100] to [-1, 1], of any shape."""
     return (lightness - 50) / 50
-
-
-def _spread(loader: Any, max_images: int = 4096) -> DataLoader:
-    """Batches of images that are spread evenly over a loader's dataset; the loader's own place in it stays."""
-    dataset = getattr(loader, "dataset", None)
-    if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset):
-        what = type(loader if dataset is None else dataset).__name__
-        raise ValueError(
-            f"rare colours weigh more, and how rare they are cannot be read from a {what} before training; call "
-            "fit_prior(batches) before the run, or pass rebalance=None"
-        )
-    total = len(dataset)  # type: ignore[arg-type]
-    count = min(total, max_images)
-    rows = [i * total // count for i in range(count)]
-    pairs = getattr(loader.sampler, "pairs", None)  # labeled images ride along: items are asked for in pairs
-    return DataLoader(
-        loader.dataset,
-        batch_size=None if loader.batch_sampler is None else 64,  # without one, items are batches already
-        sampler=rows if pairs is None else [(row, row % pairs) for row in rows],
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator(),
-    )

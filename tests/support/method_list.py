@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from torch import nn
 
 from sslmodules import (
+    CPC,
     DINO,
     MAE,
     Colorization,
@@ -34,6 +35,9 @@ PATCHES = {"embed_dim": 8, "hidden_dim": 32, "dropout": 0.0, "warmup_epochs": 0}
 DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
 CROPS = {"size": 16, "local_size": 8, "local_crops": 2, "hidden_dim": 16, "bottleneck_dim": 8, "output_dim": 16}
 FLAT = {"layer_decay": 1.0, "patch_embed_scale": 1.0, "koleo_gather": True}  # one rate; KoLeo over all ranks
+
+WAVES = {"encoder_args": {"widths": (8, 16), "kernels": (8, 4), "strides": (4, 2)}, "size": 192}
+PAST = {"context_args": {"dim": 12}, "steps": 2, "learning_rate": 1e-3, "gather": True}  # negatives of all ranks
 
 METHODS: dict[str, Callable[..., SSLModule]] = {
     "SimCLR": partial(SimCLR, **TINY, output_dim=8, warmup_epochs=0),
@@ -64,6 +68,9 @@ METHODS: dict[str, Callable[..., SSLModule]] = {
     "Inpainting.vit": partial(Inpainting, **VIT, width=16, mask="blocks"),
     "MAE": partial(MAE, **VIT, **DECODER),
     "MAE pixels": partial(MAE, **VIT, **DECODER, norm_pix_loss=False),
+    "CPC.audio": partial(CPC.audio, **WAVES, **PAST),
+    "CPC.image": partial(CPC.image, **TINY, **PAST | {"context_args": {"layers": 1, "hidden": 8}}, size=16, patch=6),
+    "CPC.video": partial(CPC.video, **TINY, **PAST, size=16),
     "DINO": partial(DINO, **TINY, **CROPS),
     "DINO.vit": partial(DINO, **{**VIT, **CROPS}),
     "DINOv2": partial(DINOv2, **{**VIT, **CROPS}, **FLAT),

@@ -1,7 +1,7 @@
 """Callbacks that keep the methods small: teachers, queues, probes, pictures."""
 
 from sslmodules.callbacks.collapse import Collapse
-from sslmodules.callbacks.embeddings import EmbeddingWriter
+from sslmodules.callbacks.embeddings import EmbeddingProjector, EmbeddingWriter
 from sslmodules.callbacks.knn import OnlineKNN
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.pictures import Pictures
@@ -11,6 +11,7 @@ from sslmodules.callbacks.queue import FeatureQueue, QueueUpdate
 
 __all__ = [
     "Collapse",
+    "EmbeddingProjector",
     "EmbeddingWriter",
     "FeatureQueue",
     "MomentumUpdate",

@@ -34,8 +34,11 @@ def frozen(module: nn.Module) -> Iterator[None]:
                 m.training = training
 
 
-def labeled_part(batch: Any) -> tuple[Any, Tensor] | None:
-    """Images of a batch that have labels, and the labels (B,): those that ride along first; None without labels."""
+def labeled_part(batch: Any, several: bool = False) -> tuple[Any, Tensor] | None:
+    """Images of a batch that have labels, and the labels (B,): those that ride along first; None without labels.
+
+    With ``several``, labels (B, C) are labels as well.
+    """
     if isinstance(batch, Mapping) and "labeled_image" in batch:
         images, labels = batch["labeled_image"], batch["labeled_label"]
     elif isinstance(batch, Mapping):
@@ -44,7 +47,7 @@ def labeled_part(batch: Any) -> tuple[Any, Tensor] | None:
         images, labels = batch
     else:
         return None
-    return (images, labels) if isinstance(labels, Tensor) and labels.ndim == 1 else None
+    return (images, labels) if isinstance(labels, Tensor) and labels.ndim in (1, 1 + several) else None
 
 
 def labeled_features(

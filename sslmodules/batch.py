@@ -42,7 +42,7 @@ def unpack(batch: Any) -> Batch:
         return Batch(images, labels, list(views) if views is not None else None)
     if isinstance(batch, Sequence) and len(batch) in (1, 2):
         first, labels = batch[0], batch[1] if len(batch) == 2 else None
-        if labels is None or (isinstance(labels, Tensor) and labels.ndim == 1):
+        if labels is None or (isinstance(labels, Tensor) and labels.ndim in (1, 2)):
             if isinstance(first, Tensor):
                 return Batch(first, labels, None)
             if isinstance(first, Sequence) and all(isinstance(v, Tensor) for v in first):

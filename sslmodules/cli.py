@@ -1,28 +1,45 @@
-"""The command ``sslmodules fit|validate|test|predict``, on LightningCLI in subclass mode, and ``attention``."""
+"""The command ``sslmodules fit|validate|test|predict``, on LightningCLI in subclass mode, and those beside it."""
 
 import copy
 import difflib
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import nn
 
 import sslmodules
 from sslmodules import callbacks, configs, datamodules
-from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, OnlineLinearProbe, Pictures, PictureWriter
-from sslmodules.evaluation import ProbeResult, probe
+from sslmodules.callbacks import (
+    Collapse,
+    EmbeddingProjector,
+    EmbeddingWriter,
+    OnlineKNN,
+    OnlineLinearProbe,
+    Pictures,
+    PictureWriter,
+)
+from sslmodules.evaluation import Evaluation, ProbeResult, probe
 from sslmodules.evaluation.attention_command import attention
+from sslmodules.evaluation.evaluate_command import evaluate_command
+from sslmodules.evaluation.propagate_command import propagate
 from sslmodules.loading import read_checkpoint, subclasses
 from sslmodules.module import SSLModule
 
 DEFAULT_CONFIG = "simclr_digits.yaml"
 STAGES = 6  # of an encoder, in the table
+# LightningCLI looks for its subcommands on the Trainer, which these do not need; they have parsers of their own.
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "attention": attention,
+    "evaluate": evaluate_command,
+    "propagate": propagate,
+}
 
 
 class CLI(LightningCLI):
@@ -40,20 +57,33 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(Collapse, "collapse")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # Beside the best: with a monitor, Lightning's own save_last writes none where the latest is not the best.
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(LearningRateMonitor, "learning_rate_monitor")
         parser.add_lightning_class_args(EmbeddingWriter, "embeddings")
+        parser.add_lightning_class_args(EmbeddingProjector, "projector")
         parser.add_lightning_class_args(PictureWriter, "predicted")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "best"})
+        parser.set_defaults({"checkpoint.filename": "best"})
+        parser.set_defaults({"last_checkpoint.filename": "last", "last_checkpoint.enable_version_counter": False})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Say what the best checkpoint is where ``--checkpoint.monitor`` does not: the probe's, else the loss's."""
+        """Say what the best checkpoint is where ``--checkpoint.monitor`` does not: what is measured, else the loss's.
+
+        An evaluation measures by itself, and has no need of probes.
+        """
         section = self.config_init[self.subcommand]
         arguments = self.config[self.subcommand]["checkpoint"].as_dict()
         if arguments["monitor"] is None:
             labeled = getattr(self.datamodule, "num_classes", None) is not None
             best = ("probe/val_accuracy", "max") if labeled else ("val/loss", "min")
+            if isinstance(self.model, Evaluation):
+                best = (f"val/{self.model.measure}", "max")
             section["checkpoint"] = ModelCheckpoint(**{**arguments, "monitor": best[0], "mode": best[1]})
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(self.model, Evaluation):
+            probes = (OnlineLinearProbe, OnlineKNN, Collapse)
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, probes)]  # type: ignore[attr-defined]
+        return trainer
 
     def before_fit(self) -> None:
         """Look at one batch before anything is written; keep the untrained encoder for comparison."""
@@ -64,29 +94,35 @@ class CLI(LightningCLI):
             datamodule.setup("fit")
             self.model.check_batch(next(iter(datamodule.train_dataloader())))
         self.untrained: nn.Module = copy.deepcopy(self.model.encoder)
+        if not self._validates():
+            # Nothing says what is best; the last is saved all the same.
+            unmonitored = [c for c in self.trainer.callbacks if not _waits_for_validation(c)]  # type: ignore[attr-defined]
+            self.trainer.callbacks = unmonitored  # type: ignore[attr-defined]
 
     def after_fit(self) -> None:
         """Print the probe and kNN of this encoder beside the same encoder untrained, and where the files are."""
         if not self.trainer.is_global_zero or getattr(self.trainer, "fast_dev_run", False):
             return
-        rows = [(type(self.model).__name__, self._probe())]
-        trained, self.model.encoder = self.model.encoder, self.untrained
-        rows.append(("the same encoder at random initialisation", self._probe()))
-        self.model.encoder = trained
-        print("\n" + _table(rows))
+        if isinstance(self.model, Evaluation):
+            measured = {k: v for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+            print("\n" + "\n".join(f"{name:42}  {value.item():.4g}" for name, value in measured.items()))
+        else:
+            rows = [(type(self.model).__name__, self._probe())]
+            trained, self.model.encoder = self.model.encoder, self.untrained
+            rows.append(("the same encoder at random initialisation", self._probe()))
+            self.model.encoder = trained
+            print("\n" + _table(rows))
         for checkpoint in self.trainer.checkpoint_callbacks:
-            best = getattr(checkpoint, "best_model_path", "")
-            last = getattr(checkpoint, "last_model_path", "")
-            if best:
-                print(f"best checkpoint   {_short(best)}")
-            if last:
-                print(f"last checkpoint   {_short(last)}")
+            path = getattr(checkpoint, "best_model_path", "")  # the latest, where nothing is monitored
+            if path:
+                which = "last" if getattr(checkpoint, "monitor", None) is None else "best"
+                print(f"{which} checkpoint   {_short(path)}")
         if self.trainer.log_dir:
             print(f"logs, pictures    {_short(self.trainer.log_dir)}")
 
     def after_validate(self) -> None:
         """Print the probe and kNN of the encoder on the validation images."""
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and not isinstance(self.model, Evaluation):
             print("\n" + _table([(type(self.model).__name__, self._probe())]))
 
     def _probe(self) -> ProbeResult | None:
@@ -106,15 +142,13 @@ class CLI(LightningCLI):
 def main(args: list[str] | None = None) -> None:
     """Run the command line; ``sslmodules fit`` alone runs SimCLR on scikit-learn's digits.
 
-    ``sslmodules attention`` needs no Trainer, on which LightningCLI looks for its subcommands, and has its own parser.
-
     Args:
         args: what follows the command's name; None takes ``sys.argv``.
     """
     try:
         given = sys.argv[1:] if args is None else args
-        if given[:1] == ["attention"]:
-            return attention(given[1:])
+        if given and given[0] in COMMANDS:
+            return COMMANDS[given[0]](given[1:])
         if args is None:
             sys.argv[1:] = _completed(sys.argv[1:])
         CLI(
@@ -125,7 +159,7 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"epilog": "`sslmodules attention --help`: pictures of what an encoder looks at."},
+            parser_kwargs={"epilog": f"Besides: sslmodules {' or '.join(COMMANDS)}, each with --help."},
             save_config_kwargs={"overwrite": True},
             args=None if args is None else _completed(args),
         )
@@ -166,7 +200,7 @@ def _own_sentence(error: BaseException | None) -> str | None:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         ours = trace is not None and trace.tb_frame.f_code.co_filename.startswith(folders)
-        if ours and isinstance(error, (ValueError, FileNotFoundError)):
+        if ours and isinstance(error, (ValueError, FileNotFoundError, ImportError)):
             return str(error)
         error = error.__cause__ or error.__context__
     return None
@@ -189,6 +223,10 @@ def _table(rows: list[tuple[str, ProbeResult | None]]) -> str:
         lines += [f"{name:42}" + "".join(f"{a:10.1%}" for a in r.stages.values()) for name, r in known]
     lines.append(f"on {first.test_images:,} held-out images, {first.train_images:,} to fit on")
     return "\n".join(lines)
+
+
+def _waits_for_validation(callback: Callback) -> bool:
+    return isinstance(callback, ModelCheckpoint) and "val" in (callback.monitor or "")
 
 
 def _short(path: str) -> str:

@@ -22,10 +22,19 @@ def load(path: str | Path, **kwargs: Any) -> SSLModule:
         ValueError: not a checkpoint of this package, or of a class that is not imported.
     """
     saved = read_checkpoint(path)["sslmodules"]
-    known = {class_path(c): c for c in subclasses(SSLModule)}
-    if saved["class_path"] not in known:
-        raise ValueError(f"{path} holds a {saved['class_path']}, which is not imported; import it first")
-    return known[saved["class_path"]].load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
+    return method_class(saved["class_path"]).load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
+
+
+def method_class(name: str) -> Any:
+    """The class of a method by its dotted path, as checkpoints note it.
+
+    Raises:
+        ValueError: it is not imported.
+    """
+    known = {class_path(c): c for c in (SSLModule, *subclasses(SSLModule))}
+    if name not in known:
+        raise ValueError(f"the checkpoint holds a {name}, which is not imported; import it first")
+    return known[name]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

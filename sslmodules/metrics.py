@@ -6,6 +6,9 @@ from torch.nn import functional as F
 
 from sslmodules.precision import in_full_precision
 
+# Similarities that knn_scores holds at a time: 256 MB.
+SIMILARITIES = 2**26
+
 
 @in_full_precision
 def knn_scores(
@@ -13,30 +16,42 @@ def knn_scores(
 ) -> Tensor:
     """Votes of the weighted k-nearest-neighbour classifier (Wu et al. 2018; DINO: Caron et al. 2021, appendix).
 
-    Each of the k most similar bank entries by cosine votes for its class with ``exp(similarity / temperature)``.
+    Each of the k most similar bank entries by cosine votes for its classes with ``exp(similarity / temperature)``. The
+    neighbours are exact, and found for so many queries at a time as fit into memory.
 
     Args:
         queries: (B, D); normalised here.
         bank: (N, D); normalised here.
-        labels: (N,) classes of the bank; entries below 0 have none and do not vote.
+        labels: (N,) classes of the bank, of which entries below 0 have none and do not vote; or (N, C) of 0 and 1,
+            where an entry may have several.
         num_classes: C.
         k: neighbours; at most N are taken.
         temperature: above 0.
 
     Returns:
-        (B, C) votes; ``argmax(1)`` is the prediction.
+        (B, C) shares of the votes in [0, 1]; ``argmax(1)`` is the prediction where there is one class.
 
     >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     >>> knn_scores(torch.tensor([[2.0, 1.0]]), bank, torch.tensor([0, 1]), num_classes=2, k=1).argmax(1)
     tensor([0])
     """
-    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T  # (B, N)
-    similarity.masked_fill_((labels < 0)[None], float("-inf"))
-    nearest, index = similarity.topk(min(k, len(bank)), dim=1)  # (B, k)
+    bank = F.normalize(bank, dim=1)
+    rows = max(1, SIMILARITIES // max(1, len(bank)))
+    return torch.cat([_votes(part, bank, labels, num_classes, k, temperature) for part in queries.split(rows)])
+
+
+def _votes(queries: Tensor, bank: Tensor, labels: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
+    """Shares of the votes (b, C), of so few queries that their similarities to the normalised bank fit into memory."""
+    similarity = F.normalize(queries, dim=1) @ bank.T  # (b, N)
+    if labels.ndim == 1:
+        similarity.masked_fill_(labels < 0, float("-inf"))
+    nearest, index = similarity.topk(min(k, len(bank)), dim=1)  # (b, k)
     # Relative to the nearest: the ranking is the same and small temperatures stay finite.
     weights = ((nearest - nearest[:, :1]) / temperature).exp().nan_to_num(0.0)
-    votes = weights.new_zeros(len(queries), num_classes)
-    return votes.scatter_add_(1, labels.clamp_min(0)[index], weights)
+    weights /= weights.sum(1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    if labels.ndim == 2:
+        return torch.einsum("bk,bkc->bc", weights, labels[index].to(weights))
+    return weights.new_zeros(len(queries), num_classes).scatter_add_(1, labels.clamp_min(0)[index], weights)
 
 
 @in_full_precision

@@ -1,7 +1,7 @@
 """Optimizers, parameter groups and schedules of the recipes."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,38 @@ def parameter_groups(*modules: nn.Module) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = [{"params": list(decayed.values())}]
     groups.append({"params": list(spared.values()), "weight_decay": 0.0})
     return [g for g in groups if g["params"]]
+
+
+def split_groups(groups: Iterable[dict[str, Any]], **marks: Callable[[Tensor], Any]) -> list[dict[str, Any]]:
+    """Split parameter groups so that all parameters of one have the same marks, which the group then carries.
+
+    Args:
+        groups: as of :func:`parameter_groups`.
+        marks: name in the group, and what it is for a parameter.
+
+    >>> weight, bias = nn.Linear(1, 1).parameters()
+    >>> [g["lr_scale"] for g in split_groups([{"params": [weight, bias]}], lr_scale=lambda p: 0.5 ** (2 - p.ndim))]
+    [1.0, 0.5]
+    """
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        parts: dict[tuple[Any, ...], list[Tensor]] = {}
+        for p in group["params"]:
+            parts.setdefault(tuple(mark(p) for mark in marks.values()), []).append(p)
+        split += [{**group, "params": ps, **dict(zip(marks, values, strict=True))} for values, ps in parts.items()]
+    return split
+
+
+def layer_scales(layers: Sequence[Iterable[nn.Parameter]], decay: float) -> dict[int, float]:
+    """Factor on the rate of each parameter, by id: 1 in the last layer, ``decay`` times that of the next before it.
+
+    Layer-wise rate decay as in BEiT and MAE (He et al. 2022, appendix A.2), of :func:`sslmodules.encoders.layers`.
+
+    >>> first, last = nn.Linear(1, 1), nn.Linear(1, 1)
+    >>> sorted(layer_scales([first.parameters(), last.parameters()], decay=0.75).values())
+    [0.75, 0.75, 1.0, 1.0]
+    """
+    return {id(p): decay ** (len(layers) - 1 - i) for i, layer in enumerate(layers) for p in layer}
 
 
 class LARS(Optimizer):

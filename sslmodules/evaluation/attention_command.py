@@ -3,19 +3,15 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import auto_cli
-from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from sslmodules.callbacks.pictures import grid
 from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, read_picture
-from sslmodules.distillation.base import SelfDistillation
-from sslmodules.encoders import ViT, create_encoder, last_map, load_weights, stage_maps
+from sslmodules.encoders import ViT, last_map, stage_maps
 from sslmodules.evaluation.attention import (
     activation_attention,
     attention_tiles,
@@ -26,11 +22,10 @@ from sslmodules.evaluation.attention import (
     projected,
     shows_attention,
 )
-from sslmodules.loading import load, read_checkpoint
-from sslmodules.views import normalize, to_float
+from sslmodules.evaluation.looking import check_outside, looked_with, only_shape, patch_shape, picture_shape
+from sslmodules.views import to_float
 
 LONGEST = 2  # times the shorter side: attention takes memory by the square of the number of patches
-ORIENTATION = 0x0112  # the EXIF tag; from 5 on the picture lies on its side
 
 
 def write_attention(
@@ -64,7 +59,7 @@ def write_attention(
         ValueError: a file that is no checkpoint, no such folder, no picture in it or one that cannot be read, a size
             below a patch, no such block, or a file that would be written over.
     """
-    looked = _looked_with(ckpt, encoder)
+    looked = looked_with(ckpt, encoder)
     inputs = _listed(images)
     if shows_attention(looked.encoder) and not -len(looked.encoder.blocks) <= block < len(looked.encoder.blocks):
         raise ValueError(f"--block {block}: the encoder has {len(looked.encoder.blocks)}, the first of which is 0")
@@ -72,9 +67,7 @@ def write_attention(
     outputs = _named(inputs, Path(images), Path(out), kinds)
     shapes = [_shape(file, size, looked.encoder) for file in inputs]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if looked.module is not None:
-        looked.module.to(device)
-    looked.encoder.to(device).eval()
+    looked.to(device)
 
     def pictures() -> Iterator[tuple[Tensor, Tensor]]:
         """Each picture in [0, 1], (1, C, H, W), and what the encoder eats of it."""
@@ -93,38 +86,6 @@ def write_attention(
     return written
 
 
-class _Looked(NamedTuple):
-    """An encoder, how its images are read and made ready, and the method that it is of."""
-
-    encoder: nn.Module
-    mode: str
-    preprocess: Callable[[Tensor], Tensor]
-    module: nn.Module | None
-
-
-def _looked_with(ckpt: str, name: str | None) -> _Looked:
-    try:
-        read_checkpoint(ckpt)
-    except FileNotFoundError:
-        raise
-    except Exception:  # not one of ours: torch.load has many ways to say so
-        given = None if name is None else create_encoder(name)
-        encoder = load_weights(ckpt, given)
-        first = next((p for p in encoder.parameters() if p.ndim == 4), None)
-        if first is not None and first.shape[1] != 3:
-            raise ValueError(
-                f"{ckpt} holds an encoder of {first.shape[1]} channels, and published weights are taken to be of RGB "
-                "images, normalised as ImageNet; pass a checkpoint of this package, which says how its images are made"
-            ) from None
-        return _Looked(encoder, "RGB", lambda x: normalize(x, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), None)
-    module = load(ckpt, **({} if name is None else {"encoder": name})).eval()
-    if module.in_channels not in (1, 3):
-        raise ValueError(f"{ckpt} eats images of {module.in_channels} channels, and pictures have 1 or 3")
-    module.size = None  # of the views in training; attention is looked at in images of any size
-    encoder = module.teacher_encoder if isinstance(module, SelfDistillation) else module.encoder
-    return _Looked(encoder, "RGB" if module.in_channels == 3 else "L", module.preprocess, module)
-
-
 def _listed(images: str) -> list[str]:
     if not Path(images).is_dir():
         raise ValueError(f"--images {images}: there is no such folder")
@@ -136,8 +97,7 @@ def _listed(images: str) -> list[str]:
 
 def _named(inputs: Sequence[str], images: Path, out: Path, kinds: Sequence[str]) -> list[list[Path]]:
     """The files to write for each picture, one of each kind."""
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images)):
-        raise ValueError(f"--out {out} lies in --images {images}, whose pictures it would add to; pass another folder")
+    check_outside(out, "--images", images)
     relative = [Path(os.path.relpath(file, images)) for file in inputs]
     outputs = [[out / r.with_name(f"{r.stem}{kind}.png") for kind in kinds] for r in relative]
     if len({str(name).lower() for names in outputs for name in names}) < len(kinds) * len(inputs):
@@ -150,21 +110,11 @@ def _named(inputs: Sequence[str], images: Path, out: Path, kinds: Sequence[str])
 
 def _shape(file: str, size: int, encoder: nn.Module) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width to resize a picture to, and those to cut out of its middle then."""
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            if image.getexif().get(ORIENTATION, 1) >= 5:
-                width, height = height, width
-    except Exception as error:  # the decoders raise all kinds
-        raise ValueError(
-            f"{file} cannot be read as a picture ({type(error).__name__}: {error}); repair or remove it"
-        ) from error
-    embed: Any = getattr(encoder, "patch_embed", None)
-    if getattr(embed, "strict_img_size", False):
-        return tuple(embed.img_size), tuple(embed.img_size)
-    patch = getattr(embed, "patch_size", (1, 1))
-    if size < max(patch):
-        raise ValueError(f"--size {size} is smaller than a patch of the encoder ({patch[0]}x{patch[1]} px)")
+    height, width = picture_shape(file)
+    only = only_shape(encoder)
+    if only is not None:
+        return only, only
+    patch = patch_shape(encoder, size)
     scale = size / min(height, width)
     height, width = min(round(height * scale), LONGEST * size), min(round(width * scale), LONGEST * size)
     return (height, width), (height // patch[0] * patch[0], width // patch[1] * patch[1])

@@ -6,23 +6,25 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import move_data_to_device
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from sslmodules.callbacks.features import frozen, labeled_part
+from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, linear_classifier
 from sslmodules.metrics import knn_scores
 
 
 class ProbeResult(NamedTuple):
-    """Accuracies in [0, 1] on the held-out images, and how many images they rest on."""
+    """Accuracies in [0, 1] on the held-out images, and how many images they rest on.
+
+    Of images with several labels, mean average precisions.
+    """
 
     linear: float
     knn: float
     train_images: int
     test_images: int
     stages: dict[int, float]  # of a linear probe on each stage of the encoder that was probed, by its number
+    nmi: float | None = None  # of clusters of the held-out images with their labels, where it was asked for
 
 
 def extract(
@@ -36,21 +38,21 @@ def extract(
     Args:
         module: any module whose forward gives (B, D).
         loader: batches ``(images, labels)``, or mappings with ``"image"`` and ``"label"``, or with ``"labeled_image"``
-            and ``"labeled_label"``. Images whose label is below 0 are left out.
+            and ``"labeled_label"``. Images whose label is below 0 are left out. Labels may be (B, C) of 0 and 1.
         max_images: stop after so many.
         read: images -> (B, D); None is the module itself.
 
     Returns:
-        (N, D) fp32 and (N,), on the CPU. N is 0 where nothing has a label.
+        (N, D) fp32, and (N,) or (N, C), on the CPU. N is 0 where nothing has a label.
     """
     features, labels, count = [], [], 0
     with frozen(module):
         for batch in loader:
-            part = labeled_part(batch)
+            part = labeled_part(batch, several=True)
             if part is None:
                 continue
             x, y = part
-            known = y >= 0
+            known = (y >= 0) if y.ndim == 1 else torch.ones(len(y), dtype=torch.bool, device=y.device)
             x, y = move_data_to_device(x[known], module.device), y[known]
             if len(y):
                 features.append((read or module)(x).float().cpu())
@@ -71,6 +73,7 @@ def probe(
     temperature: float = 0.07,
     max_images: int = 20_000,
     stages: int = 0,
+    clusters: bool = False,
 ) -> ProbeResult | None:
     """Fit logistic regression on the features of ``train`` and look up neighbours in it; measure both on ``test``.
 
@@ -85,6 +88,8 @@ def probe(
             :meth:`sslmodules.SSLModule.features`. Of more stages (a transformer's blocks) so many are taken, evenly,
             the last among them. The last stage of a pretext method serves its task, and the best one lies before it
             (Zhang et al. 2017, Table 2).
+        clusters: measure as well how k-means clusters of the test images agree with their labels; see
+            :func:`~sslmodules.evaluation.classifiers.cluster_nmi`.
 
     Returns:
         The result, or None where either has no labels or ``train`` has fewer than two classes.
@@ -100,22 +105,16 @@ def probe(
 
     x, y = extract(module, train, max_images, read)
     x_test, y_test = extract(module, test, max_images, read)
-    if not len(y) or not len(y_test) or len(y.unique()) < 2:
+    if not len(y) or not len(y_test) or len(y.unique(dim=0)) < 2:
         return None
     parts, test_parts = x.split(widths, 1), x_test.split(widths, 1)
     count = len(widths) - 1
     most = min(stages, count)
     chosen = sorted(count - 1 - i * count // most for i in range(most))
+    classes = int(max(y.max(), y_test.max())) + 1 if y.ndim == 1 else y.shape[1]
     linear, *by_stage = (
-        _logistic_regression(parts[i], y, test_parts[i], y_test) for i in (0, *(s + 1 for s in chosen))
+        accuracy(linear_classifier(parts[i], y, classes)(test_parts[i]), y_test) for i in (0, *(s + 1 for s in chosen))
     )
-    classes = int(max(y.max(), y_test.max())) + 1
-    votes = torch.cat([knn_scores(part, parts[0], y, classes, k, temperature) for part in test_parts[0].split(1024)])
-    knn = (votes.argmax(1) == y_test).float().mean().item()
-    return ProbeResult(linear, knn, len(y), len(y_test), dict(zip(chosen, by_stage, strict=True)))
-
-
-def _logistic_regression(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> float:
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
-    classifier.fit(x.numpy(), y.numpy())
-    return float(classifier.score(x_test.numpy(), y_test.numpy()))
+    knn = accuracy(knn_scores(test_parts[0], parts[0], y, classes, k, temperature), y_test)
+    nmi = cluster_nmi(test_parts[0], y_test) if clusters else None
+    return ProbeResult(linear, knn, len(y), len(y_test), dict(zip(chosen, by_stage, strict=True)), nmi)

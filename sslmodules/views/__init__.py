@@ -6,6 +6,7 @@ recipes. Images are uint8 or float in [0, 1], (B, C, H, W); views are fp32.
 
 from sslmodules.views.block_masks import block_masks, spread_block_masks
 from sslmodules.views.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale
+from sslmodules.views.corruptions import CORRUPTIONS, Corruption
 from sslmodules.views.geometry import GaussianBlur, RandomResizedCrop, Resize, random_boxes
 from sslmodules.views.jitter import ColorJitter, RandomGrayscale
 from sslmodules.views.lab import lab_to_rgb, lightness, rgb_to_lab
@@ -26,8 +27,10 @@ from sslmodules.views.transforms import (
 )
 
 __all__ = [
+    "CORRUPTIONS",
     "ColorJitter",
     "Compose",
+    "Corruption",
     "GaussianBlur",
     "Identity",
     "MultiCrop",

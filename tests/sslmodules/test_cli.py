@@ -87,6 +87,38 @@ def test_fit_validate_test_and_predict(capsys):
     np.testing.assert_allclose(np.load("e.npz")["features"][0], again[0], rtol=1e-3, atol=1e-5)
 
 
+def test_the_last_checkpoint_is_that_of_the_last_epoch_whatever_is_best(capsys):
+    cli.main([*RUN, "--trainer.max_epochs", "3", "--checkpoint.every_n_epochs", "2"])
+    run = Path("lightning_logs/version_0/checkpoints")
+    assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(run / "best.ckpt", weights_only=True)["epoch"] == 1
+    assert sorted(p.name for p in run.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_without_validation_the_last_checkpoint_is_there(capsys):
+    pictures(Path("photos"))
+    data = ["--data", "ImageFolder", "--data.root", "photos", "--data.val_fraction", "0", "--data.batch_size", "4"]
+    cli.main(["fit", "--model", "SimCLR", *SMALL, *data, "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"])
+    run = Path("lightning_logs/version_0/checkpoints")
+    assert [p.name for p in run.iterdir()] == ["last.ckpt"]
+    out = capsys.readouterr().out
+    assert f"last checkpoint   {run}/last.ckpt" in out
+    assert "best checkpoint" not in out
+
+
+def test_a_linear_probe_is_fitted_and_validated_from_a_checkpoint(capsys):
+    cli.main(RUN)
+    ckpt = "lightning_logs/version_0/checkpoints/last.ckpt"
+    probe = ["--model", "LinearProbe", "--model.ckpt", ckpt, "--model.learning_rates", "[0.1, 1.0]"]
+    cli.main(["fit", *probe, *RUN[RUN.index("--data") :]])
+    out = capsys.readouterr().out
+    assert "val/accuracy" in out
+    assert "val/learning_rate" in out
+    Path(ckpt).unlink()  # a probe's own checkpoint does without
+    cli.main(["validate", "--ckpt_path", "lightning_logs/version_1/checkpoints/best.ckpt", "--data", "Digits"])
+    assert "val/accuracy" in capsys.readouterr().out
+
+
 def test_fit_alone_is_simclr_on_digits(monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "CLI", lambda *a, **k: seen.append(k["args"]))

@@ -1,0 +1,375 @@
+"""What the supervised evaluations share: a pretrained encoder, labels, and classifiers that validation images judge."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import torch
+from lightning.pytorch.cli import instantiate_module
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
+
+from sslmodules.batch import unpack
+from sslmodules.callbacks.features import number_of_classes
+from sslmodules.distillation.base import SelfDistillation
+from sslmodules.distributed import all_reduced, world_size
+from sslmodules.encoders import load_weights
+from sslmodules.evaluation.classifiers import mean_of_occurring
+from sslmodules.hyperparameters import class_path, is_plain
+from sslmodules.loading import method_class, read_checkpoint
+from sslmodules.module import SSLModule
+from sslmodules.views import RandomResizedCrop
+
+
+class Evaluation(SSLModule):
+    """Classifiers on a pretrained encoder: a subclass writes :meth:`new_heads`, :meth:`scores` and its ``__init__``.
+
+    Images are fed to the encoder as in its pretraining, in training after a random crop and flip. ``module(images)`` is
+    the representation, as of any method; ``module.logits(images)`` is what the best classifier says. DINO and DINOv2
+    are evaluated by their teacher. Checkpoints hold encoder and classifiers, and do without the one they came from.
+
+    Args:
+        ckpt: a checkpoint of this package; or of published weights (see :func:`~sslmodules.encoders.load_weights`), for
+            which ``encoder`` names the architecture, and whose images are normalised as ImageNet.
+        encoder: a name for :func:`~sslmodules.encoders.create_encoder` or a module, where there is no ``ckpt``; or the
+            one that the ``ckpt`` was saved without.
+        encoder_args: further arguments of a named encoder, such as ``{"drop_path_rate": 0.1}``; beside a ``ckpt`` they
+            come on top of those of its encoder.
+        num_classes: C; None takes ``num_classes`` of the DataModule.
+        multi_label: labels are (B, C) of 0 and 1 (binary cross-entropy, mean average precision), and not (B,) numbers
+            of classes (cross-entropy, accuracy), of which those below 0 do not count.
+        min_scale: smallest share of an image's area that the random crop of training covers.
+        in_channels: channels of the images. A checkpoint of this package tells its own, as also mean and std.
+        size: side of what the encoder sees, in pixels; None is that of the checkpoint, or of the images.
+        mean: per-channel mean to subtract, in units of [0, 1].
+        std: per-channel standard deviation to divide by.
+        undo_normalization: ``(mean, std)`` of a normalisation that the loader has already applied; it is undone first.
+        pretrained: what a ``ckpt`` held; only checkpoints of this class fill it in.
+        kwargs: of :class:`~sslmodules.SSLModule`: optimizer, schedule and their numbers.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: no encoder, labels that are missing or do not fit, or when the run begins a number of classes that
+            nobody knows.
+    """
+
+    best: Tensor  # number of the classifier that did best on the latest validation
+
+    def __init__(
+        self,
+        ckpt: str | None = None,
+        *,
+        encoder: str | nn.Module | None = None,
+        encoder_args: dict[str, Any] | None = None,
+        num_classes: int | None = None,
+        multi_label: bool = False,
+        min_scale: float = 0.08,
+        in_channels: int = 3,
+        size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        undo_normalization: tuple[list[float], list[float]] | None = None,
+        pretrained: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        plain = {"in_channels": in_channels, "size": size, "mean": mean, "std": std}
+        method, held = _pretrained(ckpt, pretrained, encoder, encoder_args, plain)
+        size = method.size if size is None else size
+        # The base reads the arguments; what it is given in the encoder's place makes way for that of the method.
+        super().__init__(
+            nn.Identity(),
+            in_channels=method.in_channels,
+            size=size,
+            mean=method.mean,
+            std=method.std,
+            undo_normalization=undo_normalization,
+            **kwargs,
+        )
+        self.encoder = method.teacher_encoder if isinstance(method, SelfDistillation) else method.encoder
+        for name, _ in list(method.named_children()):
+            delattr(method, name)  # heads, decoders, teachers: they serve the pretext task alone
+        method.encoder, method.size, method.undo_normalization = self.encoder, size, None
+        self._method = (method,)  # in a tuple, so that its encoder counts once
+        self.held = held  # class and arguments of the method, as plain data
+        self.input_kind = method.input_kind
+        self.feature_dim = method.feature_dim
+        self.num_classes = num_classes
+        self.multi_label = multi_label
+        self.view = RandomResizedCrop(size, (min_scale, 1.0), flip=0.5) if self.input_kind == "image" else None
+        self.heads, self.val_metrics, self.test_metrics = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.register_buffer("best", torch.tensor(0))
+
+    # --- what an evaluation writes ----------------------------------------------------------------------------------
+
+    def new_heads(self, num_classes: int) -> Iterable[nn.Module]:
+        """Build the classifiers, for as soon as the number of classes is known."""
+        raise NotImplementedError(f"{type(self).__name__} has no classifier: write new_heads(num_classes)")
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Logits (B, R, C) of the R classifiers, of what the encoder eats."""
+        raise NotImplementedError(f"{type(self).__name__} does not classify: write scores(x)")
+
+    def mix(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix what the encoder eats, and the targets (B, C), of a training batch; here they stay as they are."""
+        return x, targets
+
+    @property
+    def frozen_parts(self) -> Sequence[nn.Module]:
+        """Parts that stay in eval mode: neither dropout nor batch norms' statistics move in them."""
+        return []
+
+    def build(self) -> None:
+        """Build classifiers and metrics if the number of classes is known; the end of a subclass's ``__init__``."""
+        if self.num_classes is not None:
+            self.heads.extend(self.new_heads(self.num_classes))
+            for metrics in (self.val_metrics, self.test_metrics):
+                metrics.extend(self._new_metric(self.num_classes) for _ in self.heads)
+
+    # --- how the encoder is fed and read: as by the method that trained it -------------------------------------------
+
+    @property
+    def method(self) -> SSLModule:
+        """The method that trained the encoder, stripped of all else."""
+        return self._method[0]
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Make what the encoder eats of what a loader yields, as the method that trained it does."""
+        return self.method.preprocess(self._undo(images))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Representation (B, D) of what :meth:`preprocess` gives, as of the method that trained the encoder."""
+        return self.method.encode(x)
+
+    def encode_map(self, x: Tensor) -> Tensor:
+        """Last map (B, D, H, W) of what :meth:`preprocess` gives."""
+        return self.method.encode_map(x)
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Crop images and mirror some, in [0, 1]; sound and video stay as they are."""
+        return images if self.view is None else self.view(images, self.generator)
+
+    def make_views(self, images: Tensor) -> list[Tensor]:
+        """One view of each image: augmented, as the encoder eats it."""
+        return [self.method.preprocess(self.augment(images))]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What the best classifier says of images as a loader yields them, (B, C)."""
+        return self.scores(self.preprocess(images)).index_select(1, self.best.view(1))[:, 0]
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """Probabilities (B, C) that labels stand for; of images without a label they are 0."""
+        if self.multi_label:
+            return labels.float()
+        assert self.num_classes is not None
+        return F.one_hot(labels.clamp_min(0), self.num_classes) * (labels >= 0)[:, None].float()
+
+    def loss(self, views: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        """Sum of the classifiers' losses, each of which moves that classifier alone.
+
+        Args:
+            views: what the encoder eats, and the targets (B, C).
+
+        Returns:
+            ``"loss"``; ``"losses"`` (R,) and ``"logits"`` (B, R, C), detached.
+        """
+        x, targets = views
+        logits = self.scores(x)
+        losses = classification_loss(logits, targets, self.multi_label)
+        return {"loss": losses.sum(), "losses": losses.detach(), "logits": logits.detach()}
+
+    def _step(self, batch: Any, stage: str, count: int | str) -> dict[str, Any]:
+        images, labels = _images_and_labels(batch)
+        if stage not in self._checked:
+            self.check_batch(batch)
+            self._checked.add(stage)
+        targets, train = self.targets(labels), stage == "train"
+        with self._keyed_randomness(count):
+            out = self.loss(self.mix(self._views(images)[0], targets) if train else (self.preprocess(images), targets))
+        shown = out["losses"].index_select(0, self.best.view(1))[0]  # the loss itself is of all, and one may diverge
+        self.log(f"{stage}/loss", shown, prog_bar=train, sync_dist=not train, batch_size=len(images))
+        if not train:
+            metrics = self.val_metrics if stage == "val" else self.test_metrics
+            for metric, logits in zip(metrics, out["logits"].unbind(1), strict=True):
+                metric.update(logits.float().nan_to_num(), labels.long())  # type: ignore[operator]
+        return {**out, "labels": labels}
+
+    def _evaluation_step(self, batch: Any, stage: str, batch_idx: int, dataloader_idx: int) -> dict[str, Any]:
+        return self._step(batch, stage, f"{stage} {dataloader_idx} {batch_idx}")
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
+        """``"features"`` (B, D) of a batch and its ``"labels"`` or None, and ``"logits"`` (B, C)."""
+        out = super().predict_step(batch, batch_idx, dataloader_idx)
+        return {**out, "logits": self.logits(unpack(batch).images)}  # type: ignore[arg-type]
+
+    # --- measuring --------------------------------------------------------------------------------------------------
+
+    @property
+    def measure(self) -> str:
+        """What is measured: ``"accuracy"``, or ``"mean_average_precision"``, in [0, 1] both."""
+        return "mean_average_precision" if self.multi_label else "accuracy"
+
+    def _new_metric(self, num_classes: int) -> Metric:
+        if self.multi_label:
+            return MultilabelAveragePrecision(num_classes, average="none", validate_args=False)
+        return MulticlassAccuracy(num_classes, average="micro", ignore_index=-1, validate_args=False)
+
+    def on_validation_epoch_end(self) -> None:
+        """Find the classifier that does best, and log how well."""
+        values = measured(self.val_metrics)
+        if values is not None:
+            self.best.copy_(values.argmax())
+            self.log(f"val/{self.measure}", values.max(), prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Log how well the classifier does that was best in validation."""
+        values = measured(self.test_metrics)
+        if values is not None:
+            self.log(f"test/{self.measure}", values[self.best], prog_bar=True)
+
+    # --- the run ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Ask the DataModule for the number of classes where it was left out."""
+        if self.num_classes is None:
+            self.num_classes = number_of_classes(self.trainer, None, type(self).__name__)
+            self.hparams["num_classes"] = self.num_classes  # a checkpoint has no DataModule to ask
+            self.build()
+
+    def on_fit_start(self) -> None:
+        """Switch to training mode, which a Trainer leaves as it finds it."""
+        super().on_fit_start()
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode of all but the frozen parts."""
+        super().train(mode)
+        for part in self.frozen_parts:
+            part.eval()
+        return self
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise a ValueError with one clear sentence where images or labels do not fit."""
+        images, labels = _images_and_labels(batch)
+        self.check_images(images)
+        if self.multi_label:
+            if labels.ndim != 2 or self.num_classes not in (None, labels.shape[1]) or not labels.eq(labels > 0).all():
+                raise ValueError(
+                    f"the labels are {_described(labels)}, expected 0 and 1, (B, {self.num_classes or 'num_classes'}); "
+                    "pass such labels, or multi_label=False for one class an image"
+                )
+        elif labels.ndim != 1 or labels.is_floating_point() or labels.max() >= (self.num_classes or torch.inf):
+            raise ValueError(
+                f"the labels are {_described(labels)}, expected whole numbers (B,) below the number of classes"
+                f"{'' if self.num_classes is None else f', {self.num_classes}'}; pass the right num_classes, or "
+                "multi_label=True where an image has several"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the encoder is, in the place of the file that it came from."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hyper_parameters"] |= {"ckpt": None, "pretrained": self.held}
+
+
+def classification_loss(logits: Tensor, targets: Tensor, multi_label: bool = False) -> Tensor:
+    """Cross-entropy of R classifiers: mean over the images that have labels, under DDP over those of all ranks.
+
+    Args:
+        logits: (B, R, C).
+        targets: (B, C), probabilities; rows of zeros do not count.
+        multi_label: binary cross-entropy with each target in [0, 1], a mean over the classes as well.
+
+    Returns:
+        (R,).
+
+    >>> classification_loss(torch.zeros(2, 1, 4), torch.eye(4)[:2]).exp()
+    tensor([4.])
+    """
+    logits, targets = logits.float(), targets[:, None]  # (B, R, C), (B, 1, C)
+    if multi_label:
+        losses = F.binary_cross_entropy_with_logits(logits, targets.expand_as(logits), reduction="none")
+        return losses.mean((0, 2))
+    losses = -(targets * logits.log_softmax(2)).sum((0, 2))  # (R,)
+    labeled = all_reduced(targets.sum()) / world_size()
+    return losses / labeled.clamp_min(torch.finfo(losses.dtype).eps)
+
+
+def measured(metrics: Iterable[Any]) -> Tensor | None:
+    """Values (R,) of metrics, which begin anew, NaN counting as 0; None where they have seen nothing."""
+    if not all(metric.update_called for metric in metrics):
+        return None
+    values = [metric.compute() for metric in metrics]
+    for metric in metrics:
+        metric.reset()
+    return torch.stack([mean_of_occurring(v) if v.ndim else v for v in values]).nan_to_num()
+
+
+def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    images, labels, _ = unpack(batch)
+    if images is None or labels is None:
+        found = "ready-made views" if images is None else "images without labels"
+        raise ValueError(
+            f"the batch holds {found}, expected (images, labels), or a mapping with 'image' and 'label'; pass a "
+            "labeled DataModule, or --data.labels true for ImageFolder"
+        )
+    return images, labels
+
+
+def _described(labels: Tensor) -> str:
+    return f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)} up to {labels.max().item():g}"
+
+
+def _pretrained(
+    ckpt: str | None,
+    pretrained: dict[str, Any] | None,
+    encoder: str | nn.Module | None,
+    encoder_args: dict[str, Any] | None,
+    plain: dict[str, Any],
+) -> tuple[SSLModule, dict[str, Any]]:
+    """The method that an encoder comes from; and as plain data its class and arguments, to build it again without."""
+    given = {} if encoder is None else {"encoder": encoder}
+    if pretrained is not None:
+        return _built(pretrained, given), pretrained
+    checkpoint = None if ckpt is None else _ours(ckpt)
+    if checkpoint is not None:
+        arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k not in ("optimizer", "lr_scheduler")}
+        arguments["encoder_args"] = {**(arguments.get("encoder_args") or {}), **(encoder_args or {})} or None
+        held = {"class_path": checkpoint["sslmodules"]["class_path"], "arguments": arguments}
+        method = _built(held, given)
+        method.on_load_checkpoint(checkpoint)
+        method.load_state_dict(checkpoint["state_dict"])
+        return method, held
+    if encoder is None:
+        raise ValueError(
+            "there is no encoder to evaluate; pass ckpt=... (a checkpoint), or encoder=... (a name or a module)"
+            if ckpt is None
+            else f"{ckpt} is no checkpoint of this package; pass encoder=... with the name of the encoder it holds"
+        )
+    if ckpt is not None and plain["mean"] is None:
+        plain |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    plain |= {"encoder_args": encoder_args}
+    held = {"class_path": class_path(SSLModule), "arguments": plain | {k: v for k, v in given.items() if is_plain(v)}}
+    method = _built(held, given)
+    if ckpt is not None:
+        load_weights(ckpt, method.encoder)
+    return method, held
+
+
+def _ours(path: str) -> dict[str, Any] | None:
+    """A checkpoint of this package; None for another file."""
+    try:
+        return read_checkpoint(path)
+    except FileNotFoundError:
+        raise
+    except Exception:  # torch.load has many ways to say that it is none
+        return None
+
+
+def _built(held: dict[str, Any], given: dict[str, Any]) -> SSLModule:
+    method, arguments = method_class(held["class_path"]), {**held["arguments"], **given}
+    if arguments.pop("_instantiator", None) is None:
+        return method(**arguments)
+    return instantiate_module(method, arguments)  # from the command line: modules are still class_path and init_args

@@ -1,0 +1,132 @@
+"""Features that are computed once: kept on disk under a name made of the weights, the images and what was read."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from sslmodules.callbacks.features import labeled_part
+from sslmodules.evaluation.probe import extract
+from sslmodules.module import SSLModule
+
+SAMPLED = 32  # images of a data set that stand for all
+
+
+class Features(NamedTuple):
+    """What an encoder makes of N labeled images."""
+
+    representation: Tensor  # (N, D)
+    labels: Tensor  # (N,), or (N, C) of 0 and 1
+    stages: dict[int, Tensor]  # the mean (N, C) of each stage's map, by the stage's number
+
+
+def in_order(loader: Any, max_images: int | None = None) -> DataLoader:
+    """A loader of the same images from the first to the last, or of so many of them, evenly spaced.
+
+    Labeled images that ride along with others are taken in their place.
+
+    Args:
+        loader: of a map-style dataset.
+        max_images: None takes all.
+
+    Raises:
+        ValueError: a loader of something else.
+
+    >>> [batch.tolist() for batch in in_order(DataLoader(range(10), 2, shuffle=True), 4)]
+    [[0, 2], [5, 7]]
+    """
+    dataset = getattr(loader, "dataset", None)
+    dataset = getattr(dataset, "labeled", dataset)  # of a PairedSet
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise ValueError(
+            f"{type(loader).__name__} has no dataset with places, so that no images can be chosen from it; pass a "
+            "DataModule whose loaders have a map-style dataset"
+        )
+    count = len(dataset) if max_images is None else min(len(dataset), max_images)
+    chosen = Subset(dataset, [i * len(dataset) // count for i in range(count)])
+    batch_size = getattr(loader, "batch_size", None) or 256
+    workers = loader.num_workers
+    return DataLoader(
+        chosen, batch_size, num_workers=workers, collate_fn=loader.collate_fn, persistent_workers=workers > 0
+    )
+
+
+def features_of(module: SSLModule, loader: DataLoader, stages: int = 6) -> Features:
+    """Representation and stages of a loader's labeled images; see :func:`~sslmodules.evaluation.extract`.
+
+    Args:
+        module: any method, or an evaluation.
+        loader: of images with labels.
+        stages: how many stages to read at most; of more, so many are taken evenly, the last among them. Sound and
+            video have none.
+    """
+    chosen: list[int] | None = None if module.input_kind == "image" else []
+    widths: list[int] = []
+
+    def read(images: Tensor) -> Tensor:
+        nonlocal chosen
+        if chosen is None:
+            count = len(module.features(images[:1]))
+            most = min(stages, count)
+            chosen = sorted(count - 1 - i * count // most for i in range(most))
+        parts = [module(images), *(m.mean((2, 3)) for m in (module.features(images, chosen) if chosen else []))]
+        widths[:] = [part.shape[1] for part in parts]
+        return torch.cat(parts, 1)
+
+    features, labels = extract(module, loader, read=read)
+    representation, *maps = features.split(widths, 1) if widths else [features]
+    return Features(representation, labels, dict(zip(chosen or [], maps, strict=True)))
+
+
+def cached(path: Path, compute: Callable[[], Features]) -> Features:
+    """Features from a file; where it is missing they are computed, and written in one go."""
+    if not path.is_file():
+        computed = compute()
+        tensors = {f"stage_{n}": stage.contiguous() for n, stage in computed.stages.items()}
+        tensors |= {"representation": computed.representation.contiguous(), "labels": computed.labels}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        save_file(tensors, unfinished)
+        unfinished.replace(path)
+    tensors = load_file(path)
+    stages = sorted(int(name.removeprefix("stage_")) for name in tensors if name.startswith("stage_"))
+    return Features(tensors["representation"], tensors["labels"], {n: tensors[f"stage_{n}"] for n in stages})
+
+
+def weights_key(module: SSLModule) -> str:
+    """A hash of an encoder, its weights, and how it is fed."""
+    method = getattr(module, "_method", (module,))[0]  # of an evaluation
+    fed = (type(module.encoder).__name__, module.in_channels, module.size, module.mean, module.std, method.reads_map)
+    state = module.encoder.state_dict()
+    return _hash(fed, *(part for name in sorted(state) for part in (name, state[name])))
+
+
+def data_key(loader: DataLoader, files: Sequence[str] = ()) -> str:
+    """A hash of a loader's images and labels: how many, some of them evenly spaced, and name, size and date of files.
+
+    Where no files are given, a change of other images goes unnoticed.
+    """
+    dates = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in (os.stat(file),)]
+    parts: list[Any] = [len(loader.dataset), dates]  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # where items are transformed at random
+        for batch in in_order(loader, SAMPLED):
+            parts += labeled_part(batch, several=True) or [batch]
+    return _hash(*parts)
+
+
+def _hash(*parts: Any) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""What segmentation and detection share: whole images of any size, and an encoder that is frozen or trained along."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslmodules.encoders import layers
+from sslmodules.evaluation.base import Evaluation
+from sslmodules.optim import layer_scales, split_groups
+
+
+class DenseEvaluation(Evaluation):
+    """An evaluation that says something of places in images, which come whole and in any size.
+
+    Args:
+        ckpt: a checkpoint of this package, or published weights beside the name of their ``encoder``.
+        train_encoder: whether the encoder is trained along; else it stays as it was to the bit, batch norms' statistics
+            included.
+        layer_decay: rate of each of the encoder's blocks as a multiple of that of the next; 1 has one rate for all.
+        kwargs: of :class:`~sslmodules.evaluation.base.Evaluation`.
+    """
+
+    def __init__(self, ckpt: str | None, *, train_encoder: bool, layer_decay: float, **kwargs: Any) -> None:
+        super().__init__(ckpt, **kwargs)
+        self.method.size = None  # it would cut the centre out of images
+        self.train_encoder = train_encoder
+        self.layer_decay = layer_decay
+        self.encoder.requires_grad_(train_encoder)
+        if getattr(self.encoder, "mask_token", None) is not None:
+            self.encoder.mask_token.requires_grad_(False)  # no image has one
+
+    @property
+    def frozen_parts(self) -> list[nn.Module]:
+        """The encoder, where it is not trained."""
+        return [] if self.train_encoder else [self.encoder]
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of which the sides of what the encoder eats are multiples; (1, 1) without patches."""
+        return getattr(getattr(self.encoder, "patch_embed", None), "patch_size", (1, 1))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups by layer-wise rate: 1 for what stands on the encoder."""
+        scales = {} if self.layer_decay == 1 else layer_scales(layers(self.encoder), self.layer_decay)
+        return split_groups(super().parameter_groups(), lr_scale=lambda p: scales.get(id(p), 1.0))
+
+    def empty(self) -> Tensor:
+        """What the encoder eats of an empty image, to see the shapes of its maps."""
+        side = math.lcm(64, *self.patch)
+        return self.preprocess(torch.zeros(1, self.in_channels, side, side))
+
+    def class_names(self) -> list[str]:
+        """Names of the classes by the DataModule, else their numbers."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "classes", None) or []
+        return names if len(names) == self.num_classes else [str(number) for number in range(self.num_classes or 0)]

@@ -1,0 +1,166 @@
+"""``sslmodules evaluate`` as a user types it, on small runs."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import runs
+import torch
+from torch.utils.data import Subset
+
+from sslmodules import SimCLR
+from sslmodules.datamodules import Digits, LabeledDataModule, UnlabeledDataModule
+from sslmodules.evaluation import evaluate_command as command
+from sslmodules.evaluation.probe import probe
+from sslmodules.views.corruptions import CORRUPTIONS
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A SimCLR after one step."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    trainer = runs.trainer(folder, max_steps=1, max_epochs=1)
+    trainer.fit(SimCLR("conv4", encoder_args={"widths": [4, 8]}, warmup_epochs=0), runs.loader(8))
+    trainer.save_checkpoint(folder / "simclr.ckpt")
+    return str(folder / "simclr.ckpt")
+
+
+def labeled(train=None, val=None):
+    val = runs.images(8, seed=1) if val is None else val
+    return LabeledDataModule(train or runs.images(16), val, batch_size=8, num_workers=0)
+
+
+def results(report, name="SimCLR"):
+    return report["encoders"][name]["results"]
+
+
+def test_evaluate_on_digits_from_end_to_end(checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    args = ["--ckpt", checkpoint, "--data", "Digits", "--transfer", "Digits", "--transfer.size", "16"]
+    args += ["--corruptions", "true", "--supervised", "1", "--max_images", "100", "--out", str(out)]
+    command.evaluate_command(args)
+    printed = capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["encoders"]) == ["SimCLR", "random", "supervised"]
+    assert report["train_images"] == report["test_images"] == 100
+    for name, entry in report["encoders"].items():
+        found = entry["results"]
+        assert set(found["corruptions"]) == set(CORRUPTIONS)
+        assert list(found["fractions"]) == ["0.01", "0.1", "1.0"]
+        assert found["fractions"]["1.0"] == found["linear"] > 0.2
+        assert list(found["stages"]) == ["0", "1"]
+        assert len(found["embedding"]["points"]) == 100
+        assert set(found["transfer"]) == {"linear", "knn"}
+        assert ("loss" in found.get("pretext", {})) == (name == "SimCLR")
+        assert all((out / file).is_file() for file in found["pictures"].values())
+    assert "mCE" in printed
+    assert "linear probe" in (out / "report.md").read_text()
+    ElementTree.parse(out / "report.html")
+
+
+def test_accuracies_are_those_of_the_probe(checkpoint, tmp_path):
+    data = Digits()
+    report = command.evaluate([checkpoint], data, out=str(tmp_path), max_images=100)
+    loaders = command._loaders(data, 100)
+    expected = probe(command.Evaluation(checkpoint), *loaders, stages=2, clusters=True)
+    found = results(report)
+    assert (found["linear"], found["knn"], found["nmi"]) == (expected.linear, expected.knn, expected.nmi)
+    assert found["stages"] == {str(n): a for n, a in expected.stages.items()}
+
+
+def test_an_interrupted_run_goes_on_and_computes_nothing_twice(checkpoint, tmp_path, monkeypatch):
+    calls = Counter()
+    stop_at = 5
+
+    def counted(name):
+        function = getattr(command, name)
+
+        def call(*args, **kwargs):
+            calls[name] += 1
+            if name == "corruption_errors" and calls[name] == stop_at:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    def run(out):
+        return command.evaluate([checkpoint], labeled(), out=str(tmp_path / out), corruptions=True)
+
+    whole = run("whole")
+    for name in ("features_of", "corruption_errors", "cluster_nmi", "_pictures", "_pretext"):
+        monkeypatch.setattr(command, name, counted(name))
+    with pytest.raises(KeyboardInterrupt):
+        run("out")
+    assert calls == {"features_of": 2, "corruption_errors": stop_at, "cluster_nmi": 1}
+    resumed = run("out")
+    assert calls == {
+        "features_of": 4,  # of two encoders, on two sets of images
+        "corruption_errors": 2 * len(CORRUPTIONS) + 1,  # the one that was interrupted begins again
+        "cluster_nmi": 2,
+        "_pictures": 2,
+        "_pretext": 1,
+    }
+    assert resumed == whole
+    before = dict(calls)
+    assert run("out") == whole
+    assert calls == before
+
+
+def test_other_weights_under_the_same_name_are_measured_anew(checkpoint, tmp_path, monkeypatch):
+    command.evaluate([checkpoint], labeled(), out=str(tmp_path / "out"))
+    saved = torch.load(checkpoint, weights_only=True)
+    key = next(k for k in saved["state_dict"] if k.startswith("encoder") and k.endswith("weight"))
+    saved["state_dict"][key] *= 2
+    torch.save(saved, tmp_path / "other.ckpt")
+    calls = []
+    monkeypatch.setattr(command, "cluster_nmi", lambda *a, **k: calls.append(1) or 0.5)
+    command.evaluate([str(tmp_path / "other.ckpt")], labeled(), out=str(tmp_path / "out"))
+    assert len(calls) == 1  # the encoder at random initialisation is the same
+
+
+def test_a_folder_with_a_report_of_other_images_is_refused(checkpoint, tmp_path):
+    command.evaluate([checkpoint], labeled(), out=str(tmp_path))
+    with pytest.raises(ValueError, match="holds a report with other images; pass another folder"):
+        command.evaluate([checkpoint], labeled(runs.images(16, seed=5)), out=str(tmp_path))
+    with pytest.raises(ValueError, match="holds a report with other seed"):
+        command.evaluate([checkpoint], labeled(), out=str(tmp_path), seed=1)
+
+
+def test_checkpoints_of_one_method_are_numbered_and_share_the_random_encoder(checkpoint, tmp_path):
+    report = command.evaluate([checkpoint, checkpoint], labeled(), out=str(tmp_path))
+    assert list(report["encoders"]) == ["SimCLR 1", "SimCLR 2", "random"]
+    assert report["reference"] == "random"
+
+
+def test_two_classes_and_a_class_that_validation_lacks(checkpoint, tmp_path):
+    val = Subset(runs.images(8, classes=2, seed=1), [0, 2, 4])
+    data = labeled(runs.images(16, classes=2), val)
+    report = command.evaluate([checkpoint], data, out=str(tmp_path))
+    assert report["classes"] == ["0", "1"]
+    expected = probe(command.Evaluation(checkpoint), *command._loaders(data, 100))
+    assert (results(report)["linear"], results(report)["knn"]) == (expected.linear, expected.knn)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (lambda: UnlabeledDataModule(runs.images(8), batch_size=4, num_workers=0), "no labeled training images"),
+        (lambda: LabeledDataModule(runs.images(8), batch_size=4, num_workers=0), "no labeled validation images"),
+        (lambda: labeled(runs.images(8, classes=1)), "all training images are of one class"),
+        (lambda: labeled(val=Subset(runs.images(8), [])), "holds no image"),
+    ],
+)
+def test_images_that_cannot_be_probed_are_one_sentence(data, said, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        command.evaluate([checkpoint], data(), out=str(tmp_path / "out"))
+
+
+def test_unknown_names_are_one_sentence(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="--reference alexnet: there is no such encoder; there are SimCLR, random"):
+        command.evaluate([checkpoint], labeled(), out=str(tmp_path / "out"), reference="alexnet")
+    with pytest.raises(FileNotFoundError, match="no.ckpt"):
+        command.evaluate(["no.ckpt"], labeled(), out=str(tmp_path / "out"))
+    assert not Path(tmp_path / "out").exists()

@@ -16,8 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # The two that install are run by .ci/run itself; what follows their && is run here.
 SHORTENED = {"pip install . && ": "", 'pip install ".[test]" && pytest': "true"}
 # The commands on one's own photos default to ResNet-50 and 100 epochs: the same lines, made short for two cores.
-SHORT = " --trainer.max_steps 2 --data.batch_size 8 --model.encoder resnet18"
-APPENDED = {"sslmodules fit --model MoCo": SHORT, "sslmodules fit --model Colorization": SHORT}
+SHORT = " --trainer.max_steps 2 --data.batch_size 8"
+APPENDED = {
+    "sslmodules fit --model MoCo": SHORT + " --model.encoder resnet18",
+    "sslmodules fit --model Colorization": SHORT + " --model.encoder resnet18",
+    "sslmodules fit --model LinearProbe": SHORT,
+}
 
 
 def photos(folder: Path) -> None:

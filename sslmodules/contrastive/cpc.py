@@ -137,7 +137,7 @@ class CPC(SSLModule):
             self.feature_dim = context_dim
         self.gray = gray
         self.patch = patch
-        self.crop = None if input_kind == "sound" else RandomSquareCrop(size, min_scale)
+        self.crop: Any = None if input_kind == "sound" else RandomSquareCrop(size, min_scale)
 
     @classmethod
     def audio(cls, encoder: str | nn.Module = "cpc_audio", **kwargs: Any) -> "CPC":
@@ -208,7 +208,7 @@ class CPC(SSLModule):
         """Cross-entropy of the latents to come, the mean over time and then over steps."""
         z = self.latents(views[0])
         c = self.context(z)
-        terms = self.predict(z, c, *views[1:], gather=self.gather)
+        terms = self.predict(z, c, views[1] if len(views) > 1 else None, gather=self.gather)
         accuracies = [correct.float().mean() for _, correct in terms]
         return {
             "loss": torch.stack([entropy.mean() for entropy, _ in terms]).mean(),

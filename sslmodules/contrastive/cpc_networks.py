@@ -93,9 +93,9 @@ def patch_resnet(in_channels: int = 3, layers: Sequence[int] = (3, 4, 23)) -> nn
     >>> patch_resnet(layers=(1,))(torch.zeros(2, 3, 16, 16)).shape
     torch.Size([2, 256])
     """
-    widths = [256 * 2**i for i in range(len(layers))]
+    widths = tuple(256 * 2**i for i in range(len(layers)))
     return ResNetV2(
-        layers, widths, 0, in_channels, conv_layer=create_conv2d, norm_layer=_activation, zero_init_last=True
+        list(layers), widths, 0, in_channels, conv_layer=create_conv2d, norm_layer=_activation, zero_init_last=True
     )
 
 
@@ -154,8 +154,9 @@ class CausalConvolutions(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """Contexts of latents; that of t has seen latents up to t."""
         x = z.transpose(1, 2)  # (B, D, T)
+        layer: Any
         for i, layer in enumerate(self.layers):
-            back = (layer.kernel_size[0] - 1) * layer.dilation[0]  # type: ignore[index,operator]
+            back = (layer.kernel_size[0] - 1) * layer.dilation[0]
             y = F.relu(layer(F.pad(x, (back, 0))))
             x = y + x if i else y
         return x.transpose(1, 2)

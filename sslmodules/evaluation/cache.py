@@ -41,7 +41,7 @@ def in_order(loader: Any, max_images: int | None = None) -> DataLoader:
     >>> [batch.tolist() for batch in in_order(DataLoader(range(10), 2, shuffle=True), 4)]
     [[0, 2], [5, 7]]
     """
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     dataset = getattr(dataset, "labeled", dataset)  # of a PairedSet
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise ValueError(
@@ -126,7 +126,7 @@ def _hash(*parts: Any) -> str:
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()

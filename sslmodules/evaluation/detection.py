@@ -167,7 +167,7 @@ class Detection(DenseEvaluation):
         found = self.heads[0]([self.preprocess(image[None])[0] for image in images])
         return [{**one, "labels": one["labels"] - 1} for one in found]
 
-    def loss(self, views: tuple[Sequence[Tensor], Sequence[Target]]) -> dict[str, Any]:
+    def loss(self, views: tuple[Sequence[Tensor], Sequence[Target]]) -> dict[str, Any]:  # type: ignore[override]
         """The detector's losses, in training mode.
 
         Args:
@@ -235,7 +235,9 @@ class Detection(DenseEvaluation):
         by_class = zip(values["classes"].view(-1).tolist(), values["map_per_class"].view(-1), strict=True)
         self.log_dict({f"{stage}/map/{names[number]}": value for number, value in by_class if value >= 0})
 
-    def pictures(self, images: Sequence[Tensor], targets: Sequence[Target] | None = None) -> dict[str, Tensor]:
+    def pictures(  # type: ignore[override]
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> dict[str, Tensor]:
         """One row an image: it, the truth where it is given, and what is found with a score of at least 0.5."""
         with frozen(self):
             found = self.detect(images)

@@ -39,7 +39,7 @@ RANDOM = "random"  # initialisation
 FRACTIONS = (0.01, 0.1, 1.0)
 EMBEDDED = 1000  # images in the plane
 SHOWN = 6  # rows of pictures, and neighbours in each
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "devices": 1}
+QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "devices": 1}
 
 
 def evaluate(
@@ -427,7 +427,7 @@ def _supervised(
 
 def evaluate_command(args: Sequence[str]) -> None:
     """Run ``sslmodules evaluate`` with what follows these words on the command line."""
-    parser = ArgumentParser(prog="sslmodules evaluate", description=evaluate.__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="sslmodules evaluate", description=(evaluate.__doc__ or "").split("\n")[0])
     parser.add_argument("--ckpt", nargs="+", type=str, required=True, help="checkpoints, or published weights")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="labeled images")
     parser.add_subclass_arguments(LightningDataModule, "transfer", required=False, help="other labeled images")

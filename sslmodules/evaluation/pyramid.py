@@ -75,7 +75,7 @@ class StagePyramid(FeaturePyramidNetwork):
     def __init__(self, in_channels: Sequence[int], width: int = 256) -> None:
         super().__init__(list(in_channels), width, LastLevelMaxPool())
 
-    def forward(self, maps: Sequence[Tensor]) -> "OrderedDict[str, Tensor]":  # type: ignore[override]
+    def forward(self, maps: Sequence[Tensor]) -> "OrderedDict[str, Tensor]":
         """Maps from fine to coarse, by name."""
         return super().forward(OrderedDict((str(i), m) for i, m in enumerate(maps)))
 

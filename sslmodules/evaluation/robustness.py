@@ -38,7 +38,11 @@ def corruption_errors(
     errors = []
     for severity in SEVERITIES:
         corrupt, generator = CORRUPTIONS[corruption](severity), torch.Generator().manual_seed(seed)
-        features, labels = extract(module, loader, read=lambda x, c=corrupt, g=generator: module(c(x, g)))
+
+        def read(images: Tensor, corrupt: Any = corrupt, generator: Any = generator) -> Tensor:
+            return module(corrupt(images, generator))
+
+        features, labels = extract(module, loader, read=read)
         errors.append(1 - accuracy(classify(features), labels))
     return errors
 

@@ -274,7 +274,7 @@ def copied(features: Tensor, values: Tensor, temperature: float = 1.0) -> Tensor
 
 def cell_means(ab: Tensor, size: Sequence[int]) -> Tensor:
     """Mean colours of the cells of a map of ``size`` (h, w): (B, T, 2, H, W) to (B, T, 2, h, w)."""
-    return F.adaptive_avg_pool2d(ab.flatten(0, 1), size).unflatten(0, ab.shape[:2])
+    return F.adaptive_avg_pool2d(ab.flatten(0, 1), size).unflatten(0, ab.shape[:2])  # type: ignore[arg-type]
 
 
 def nearest(ab: Tensor, colors: Tensor) -> Tensor:

@@ -291,7 +291,8 @@ class ElasticTransform(Corruption):
         back = torch.linalg.solve(moved, points.expand(len(images), 3, 2)).to(images.device, torch.float32)
         rows, columns = torch.meshgrid(*(torch.arange(n, device=images.device) for n in (height, width)), indexing="ij")
         place = torch.stack([rows, columns, torch.ones_like(rows)], 2).float()  # (H, W, 3)
-        images = resampled(images, *torch.einsum("hwi,bij->jbhw", place, back).unbind(), "mirror")
+        down, right = torch.einsum("hwi,bij->jbhw", place, back).unbind()
+        images = resampled(images, down, right, "mirror")
         noise = smooth(params["noise"].to(images.device, non_blocking=True), sigma, truncate=3, border="reflect")
         down, right = (displacement * noise).unbind(1)  # (B, H, W) each
         return resampled(images, rows + down, columns + right, "reflect")

@@ -136,7 +136,7 @@ def motion_blur(images: Tensor, angle: Tensor, radius: float, sigma: float) -> T
     """
     step = torch.arange(2 * math.ceil(radius) + 1, dtype=torch.float64)
     weight = (-0.5 * (step / sigma).square()).exp()
-    weight = (weight / weight.sum()).tolist()
+    weights = (weight / weight.sum()).tolist()
     direction = torch.deg2rad(angle.double())[:, None]  # (B, 1)
     down, right = (
         (step * f(direction) - 0.5).ceil().long().to(images.device) for f in (torch.sin, torch.cos)
@@ -144,7 +144,7 @@ def motion_blur(images: Tensor, angle: Tensor, radius: float, sigma: float) -> T
     height, width = images.shape[2:]
     rows, columns = (torch.arange(n, device=images.device) for n in (height, width))
     pixels, out = images.flatten(2), torch.zeros_like(images).flatten(2)  # (B, C, HW)
-    for k, w in enumerate(weight):
+    for k, w in enumerate(weights):
         row = (rows + down[:, k, None]).clamp(0, height - 1)  # (B, H)
         column = (columns + right[:, k, None]).clamp(0, width - 1)  # (B, W)
         index = (row[:, :, None] * width + column[:, None]).flatten(1)  # (B, HW)

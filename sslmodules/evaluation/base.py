@@ -15,11 +15,12 @@ from sslmodules.batch import unpack
 from sslmodules.callbacks.features import number_of_classes
 from sslmodules.distillation.base import SelfDistillation
 from sslmodules.distributed import all_reduced, world_size
-from sslmodules.encoders import load_weights
+from sslmodules.encoders import layers, load_weights
 from sslmodules.evaluation.classifiers import mean_of_occurring
 from sslmodules.hyperparameters import class_path, is_plain
 from sslmodules.loading import method_class, read_checkpoint
 from sslmodules.module import SSLModule
+from sslmodules.optim import layer_scales, split_groups
 from sslmodules.views import RandomResizedCrop
 
 
@@ -55,6 +56,7 @@ class Evaluation(SSLModule):
             nobody knows.
     """
 
+    layer_decay: float = 1.0  # rate of each of the encoder's blocks as a multiple of that of the next
     best: Tensor  # number of the classifier that did best on the latest validation
 
     def __init__(
@@ -204,6 +206,11 @@ class Evaluation(SSLModule):
         """``"features"`` (B, D) of a batch and its ``"labels"`` or None, and ``"logits"`` (B, C)."""
         out = super().predict_step(batch, batch_idx, dataloader_idx)
         return {**out, "logits": self.logits(unpack(batch).images)}  # type: ignore[arg-type]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups by layer-wise rate: 1 for the final norm and what stands on the encoder."""
+        scales = {} if self.layer_decay == 1 else layer_scales(layers(self.encoder), self.layer_decay)
+        return split_groups(super().parameter_groups(), lr_scale=lambda p: scales.get(id(p), 1.0))
 
     # --- measuring --------------------------------------------------------------------------------------------------
 

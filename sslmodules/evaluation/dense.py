@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslmodules.encoders import layers
 from sslmodules.evaluation.base import Evaluation
-from sslmodules.optim import layer_scales, split_groups
 
 
 class DenseEvaluation(Evaluation):
@@ -41,10 +39,22 @@ class DenseEvaluation(Evaluation):
         """Height and width of which the sides of what the encoder eats are multiples; (1, 1) without patches."""
         return getattr(getattr(self.encoder, "patch_embed", None), "patch_size", (1, 1))
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups by layer-wise rate: 1 for what stands on the encoder."""
-        scales = {} if self.layer_decay == 1 else layer_scales(layers(self.encoder), self.layer_decay)
-        return split_groups(super().parameter_groups(), lr_scale=lambda p: scales.get(id(p), 1.0))
+    def report(self, stage: str, values: Any) -> None:
+        """Log what the metric has come to."""
+        raise NotImplementedError(f"{type(self).__name__} does not log what it measured: write report(stage, values)")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the metric has come to."""
+        self._report("val", self.val_metrics[0])
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the metric has come to."""
+        self._report("test", self.test_metrics[0])
+
+    def _report(self, stage: str, metric: Any) -> None:
+        if metric.update_called:
+            self.report(stage, metric.compute())
+            metric.reset()
 
     def empty(self) -> Tensor:
         """What the encoder eats of an empty image, to see the shapes of its maps."""

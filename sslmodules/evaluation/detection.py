@@ -216,19 +216,8 @@ class Detection(DenseEvaluation):
     def _new_metric(self, num_classes: int) -> Metric:
         return MeanAveragePrecision(class_metrics=True)
 
-    def on_validation_epoch_end(self) -> None:
+    def report(self, stage: str, values: dict[str, Tensor]) -> None:
         """Log mean average precisions, over IoUs from 0.5 to 0.95 and at 0.5 and 0.75, and by class."""
-        self._measure("val", self.val_metrics[0])
-
-    def on_test_epoch_end(self) -> None:
-        """Log mean average precisions, over IoUs from 0.5 to 0.95 and at 0.5 and 0.75, and by class."""
-        self._measure("test", self.test_metrics[0])
-
-    def _measure(self, stage: str, metric: Any) -> None:
-        if not metric.update_called:
-            return
-        values = metric.compute()
-        metric.reset()
         self.log(f"{stage}/map", values["map"], prog_bar=True)
         self.log_dict({f"{stage}/{name}": values[name] for name in ("map_50", "map_75")})
         names = self.class_names()

@@ -9,7 +9,6 @@ from torchvision.transforms import v2
 
 from sslmodules.encoders import blocks_of, layers, pool
 from sslmodules.evaluation.base import Evaluation
-from sslmodules.optim import layer_scales, split_groups
 
 MAGNITUDES = 11  # 0 to 10
 HEAD_STD = 2e-5
@@ -137,8 +136,3 @@ class FineTune(Evaluation):
         known = targets.new_ones(()) if self.multi_label else targets.sum(1, keepdim=True)
         targets = targets + self.label_smoothing * (even * known - targets)
         return (x, targets) if self.mixing is None else self.mixing(x, targets)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups by layer-wise rate: 1 for classifier and final norm."""
-        scales = {} if self.layer_decay == 1 else layer_scales(layers(self.encoder), self.layer_decay)
-        return split_groups(super().parameter_groups(), lr_scale=lambda p: scales.get(id(p), 1.0))

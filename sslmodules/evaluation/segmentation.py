@@ -164,22 +164,11 @@ class SemanticSegmentation(DenseEvaluation):
     def _new_metric(self, num_classes: int) -> Metric:
         return MulticlassConfusionMatrix(num_classes, ignore_index=IGNORED, validate_args=False)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log mean and single IoUs, and the accuracy of pixels."""
-        self._measure("val", self.val_metrics[0])
-
-    def on_test_epoch_end(self) -> None:
-        """Log mean and single IoUs, and the accuracy of pixels."""
-        self._measure("test", self.test_metrics[0])
-
-    def _measure(self, stage: str, metric: Any) -> None:
-        if not metric.update_called:
-            return
-        confusion = metric.compute()  # (C, C)
-        metric.reset()
-        iou = intersection_over_union(confusion)
+    def report(self, stage: str, values: Tensor) -> None:
+        """Log mean and single IoUs, and the accuracy of pixels, of a confusion matrix (C, C)."""
+        iou = intersection_over_union(values)
         self.log(f"{stage}/mean_iou", iou.nanmean(), prog_bar=True)
-        self.log(f"{stage}/pixel_accuracy", confusion.trace() / confusion.sum())
+        self.log(f"{stage}/pixel_accuracy", values.trace() / values.sum())
         named = zip(self.class_names(), iou, strict=True)
         self.log_dict({f"{stage}/iou/{name}": value for name, value in named if not value.isnan()})
 

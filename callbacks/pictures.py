@@ -17,7 +17,8 @@ class Pictures(Callback):
     """Write the pictures that the module's ``pictures(images)`` gives: for every method at least its views.
 
     Each becomes a grid, one row an image, in ``<log_dir>/pictures/<name>-step=<n>.png`` and in TensorBoard. It does
-    nothing for modules without ``pictures``, and takes no random number from the run.
+    nothing for modules without ``pictures``, and takes no random number from the run. A module that says
+    ``shows_truth = True`` is given the targets as well, ``pictures(images, targets)``.
 
     Args:
         every_n_epochs: how often, from the first epoch on.
@@ -39,11 +40,13 @@ class Pictures(Callback):
         images = (
             inputs_of(batch) if isinstance(batch, dict) else batch[0] if isinstance(batch, (list, tuple)) else batch
         )
-        if not hasattr(pl_module, "pictures") or not isinstance(images, Tensor):
+        with_truth = getattr(pl_module, "shows_truth", False)  # and then images may be a list, of many sizes
+        if not hasattr(pl_module, "pictures") or not (with_truth or isinstance(images, Tensor)):
             return
+        shown = batch if with_truth else [images]
         with frozen(pl_module):
             torch.manual_seed(0)  # the same crops and colours each time; `frozen` puts the run's state back
-            drawn = pl_module.pictures(images[: self.images])  # type: ignore[operator]
+            drawn = pl_module.pictures(*(part[: self.images] for part in shown))  # type: ignore[operator]
         for name, tiles in drawn.items():
             self._write(trainer, name, tiles.float().cpu())
 

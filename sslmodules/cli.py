@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from torch import nn
 
 import sslmodules
 from sslmodules import callbacks, configs, datamodules
@@ -87,14 +86,14 @@ class CLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Look at one batch before anything is written; keep the untrained encoder for comparison."""
+        """Look at one batch before anything is written; keep the untrained method for comparison."""
         datamodule = self.datamodule
         datamodule.trainer = self.trainer
         with torch.random.fork_rng(devices=[]):
             datamodule.prepare_data()
             datamodule.setup("fit")
             self.model.check_batch(next(iter(datamodule.train_dataloader())))
-        self.untrained: nn.Module = copy.deepcopy(self.model.encoder)
+        self.untrained = copy.deepcopy(self.model)
         if not self._validates():
             # Nothing says what is best; the last is saved all the same.
             unmonitored = [c for c in self.trainer.callbacks if not _waits_for_validation(c)]  # type: ignore[attr-defined]
@@ -108,11 +107,9 @@ class CLI(LightningCLI):
             measured = {k: v for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
             print("\n" + "\n".join(f"{name:42}  {value.item():.4g}" for name, value in measured.items()))
         else:
-            rows = [(type(self.model).__name__, self._probe())]
-            trained, self.model.encoder = self.model.encoder, self.untrained
-            rows.append(("the same encoder at random initialisation", self._probe()))
-            self.model.encoder = trained
-            print("\n" + _table(rows))
+            names = type(self.model).__name__, "the same encoder at random initialisation"
+            both = self.model, self.untrained
+            print("\n" + _table([(name, self._probe(model)) for name, model in zip(names, both, strict=True)]))
         for checkpoint in self.trainer.checkpoint_callbacks:
             path = getattr(checkpoint, "best_model_path", "")  # the latest, where nothing is monitored
             if path:
@@ -124,14 +121,14 @@ class CLI(LightningCLI):
     def after_validate(self) -> None:
         """Print the probe and kNN of the encoder on the validation images."""
         if self.trainer.is_global_zero and not isinstance(self.model, Evaluation):
-            print("\n" + _table([(type(self.model).__name__, self._probe())]))
+            print("\n" + _table([(type(self.model).__name__, self._probe(self.model))]))
 
-    def _probe(self) -> ProbeResult | None:
+    def _probe(self, model: SSLModule) -> ProbeResult | None:
         if not self._validates():
             return None
-        self.model.to(self.trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        model.to(self.trainer.strategy.root_device)  # Lightning has moved it to the CPU
         loaders = self.datamodule.train_dataloader(), self.datamodule.val_dataloader()
-        return probe(self.model, *loaders, stages=STAGES if self.model.specialised else 0)
+        return probe(model, *loaders, stages=STAGES if model.specialised else 0)
 
     def _validates(self) -> bool:
         return self.trainer.limit_val_batches != 0 and bool(self.datamodule.val_dataloader())

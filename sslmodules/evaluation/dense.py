@@ -20,6 +20,8 @@ class DenseEvaluation(Evaluation):
         kwargs: of :class:`~sslmodules.evaluation.base.Evaluation`.
     """
 
+    shows_truth = True  # in pictures, beside what is predicted
+
     def __init__(self, ckpt: str | None, *, train_encoder: bool, layer_decay: float, **kwargs: Any) -> None:
         super().__init__(ckpt, **kwargs)
         self.method.size = None  # it would cut the centre out of images

@@ -87,6 +87,18 @@ def test_fit_validate_test_and_predict(capsys):
     np.testing.assert_allclose(np.load("e.npz")["features"][0], again[0], rtol=1e-3, atol=1e-5)
 
 
+def test_the_untrained_method_of_the_table_is_untrained_as_a_whole(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "probe", lambda module, *loaders, **kwargs: seen.append(module))
+    context = ["--model.input_kind", "image", "--model.context", "masked_rows", "--model.context_args.hidden", "8"]
+    method = ["--model", "CPC", *SMALL, *context, "--model.steps", "5", "--model.size", "32"]
+    short = ["--data.batch_size", "8", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
+    cli.main(["fit", *method, *RUN[RUN.index("--data") :], *short])
+    trained, untrained = (module.state_dict() for module in seen)
+    moved = {key.split(".")[0] for key, value in trained.items() if not torch.equal(value, untrained[key])}
+    assert moved == {"encoder", "context", "predictor"}
+
+
 def test_the_last_checkpoint_is_that_of_the_last_epoch_whatever_is_best(capsys):
     cli.main([*RUN, "--trainer.max_epochs", "3", "--checkpoint.every_n_epochs", "2"])
     run = Path("lightning_logs/version_0/checkpoints")

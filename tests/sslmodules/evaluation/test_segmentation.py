@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resized_crop as reference_crop
 
 from sslmodules import SemanticSegmentation, SimCLR, load
+from sslmodules.callbacks import Pictures
 from sslmodules.datamodules import MaskFolder
 from sslmodules.evaluation.segmentation import (
     intersection_over_union,
@@ -214,6 +215,17 @@ def test_a_class_that_does_not_occur_takes_no_part_in_the_mean(tmp_path):
     dark = t.validate(module, DataLoader(TensorDataset(0 * images, masks), 2), verbose=False)[0]
     assert dark["val/mean_iou"] == 1
     assert "val/iou/1" not in dark
+
+
+def test_the_pictures_of_a_run_have_the_truth_beside_the_prediction(tmp_path):
+    seen = []
+
+    class Note(Pictures):
+        def _write(self, trainer, name, tiles):
+            seen.append((name, tuple(tiles.shape)))
+
+    trainer(tmp_path, max_steps=1, callbacks=[Note(images=2)]).fit(built(), loader())
+    assert seen == [("segmentation", (2, 3, 3, 24, 24))]
 
 
 def test_a_run_that_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not(tmp_path):

@@ -10,7 +10,7 @@ from sslmodules.datamodules.images import ImageSet, PairedSet, TensorImages
 from sslmodules.datamodules.labels import balanced_indices
 from sslmodules.datamodules.masks import MaskFolder
 from sslmodules.datamodules.sampler import ResumableLoader, ResumableSampler
-from sslmodules.datamodules.video import VideoDataModule, VideoFolder, VideoFrames
+from sslmodules.datamodules.video import VideoFolder, VideoFrames
 from sslmodules.datamodules.vision import CIFAR10, STL10, FashionMNIST
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "TensorImages",
     "UnlabeledDataModule",
     "VOCBoxes",
-    "VideoDataModule",
     "VideoFolder",
     "VideoFrames",
     "balanced_indices",

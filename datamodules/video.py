@@ -184,6 +184,19 @@ class VideoFolder(VideoDataModule):
     Raises:
         ImportError: at once, if PyAV is not installed.
 
+    Example:
+        >>> import av, numpy, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with av.open(f"{folder}/black.mp4", "w") as film:
+        ...         stream = film.add_stream("mpeg4", rate=10)
+        ...         stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        ...         for _ in range(12):
+        ...             film.mux(stream.encode(av.VideoFrame.from_ndarray(numpy.zeros((16, 32, 3), dtype="uint8"))))
+        ...         film.mux(stream.encode())
+        ...     data = VideoFolder(folder, frames=4, stride=2, val_fraction=0, batch_size=1, num_workers=0)
+        ...     next(iter(data.train_dataloader())).shape
+        torch.Size([1, 4, 3, 16, 32])
+
     """
 
     kind = "video"

@@ -27,7 +27,7 @@ from sslmodules.evaluation.cache import Features, cached, data_key, features_of,
 from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, linear_classifier
 from sslmodules.evaluation.finetune import FineTune
 from sslmodules.evaluation.report import html, markdown, plain_table, summary
-from sslmodules.evaluation.robustness import corruption_errors
+from sslmodules.evaluation.robustness import corruption_errors, error
 from sslmodules.hyperparameters import class_path
 from sslmodules.loading import load
 from sslmodules.metrics import knn_scores
@@ -48,6 +48,7 @@ def evaluate(
     transfer: LightningDataModule | None = None,
     out: str = "evaluation",
     corruptions: bool = False,
+    max_corrupted: int | None = None,
     supervised: int = 0,
     reference: str | None = None,
     encoder: str | None = None,
@@ -69,6 +70,7 @@ def evaluate(
         transfer: other labeled images, for linear probe and neighbours.
         out: folder to write into, or to go on in.
         corruptions: corrupt the validation images as well, in 14 ways at 5 severities: 70 more passes over them.
+        max_corrupted: of the validation images, taken evenly; None corrupts all that there are.
         supervised: train the encoder of the first checkpoint with all labels too, for so many epochs; 0 leaves it out.
         reference: name in the table of the encoder to which the mean corruption error is relative; by default the
             first that is at random initialisation.
@@ -90,6 +92,9 @@ def evaluate(
     settings: dict[str, Any] = {"seed": seed, "images": [_images_key(data, train, test)]}
     if transfer is not None and moved is not None:
         settings["transfer"] = _images_key(transfer, *moved)
+    corrupted = in_order(test, max_corrupted) if corruptions else None
+    if corrupted is not None:
+        settings["corrupted_images"] = len(corrupted.dataset)  # type: ignore[arg-type]
     names = [each.name for each in encoders] + ["supervised"] * (supervised > 0)
     reference = reference or next(each.name for each in encoders if each.ckpt is None)
     if reference not in names:
@@ -105,7 +110,7 @@ def evaluate(
         "test_images": len(test.dataset),  # type: ignore[arg-type]
     }
     for each in encoders:
-        _measure(report, each, data, (train, test), moved, corruptions, seed)
+        _measure(report, each, data, (train, test), moved, corrupted, seed)
     report.content["encoders"] = {name: report.content["encoders"][name] for name in names}
     report.write()
     print("\n" + plain_table(summary(report.content), names))
@@ -264,7 +269,7 @@ def _measure(
     data: LightningDataModule,
     loaders: tuple[DataLoader, DataLoader],
     moved: tuple[DataLoader, DataLoader] | None,
-    corruptions: bool,
+    corrupted: DataLoader | None,
     seed: int,
 ) -> None:
     """Everything of one encoder that is not in the report yet."""
@@ -278,13 +283,15 @@ def _measure(
     for compute in (probes.linear, probes.knn, probes.nmi, probes.fractions, probes.stages, probes.embedding):
         report.measure(each.name, compute, compute.__name__)
     pictured = module.input_kind == "image"
-    for name in CORRUPTIONS if corruptions and pictured else ():
-        report.measure(
-            each.name,
-            lambda name=name: corruption_errors(module, loaders[1], probes.classify, name, seed),  # type: ignore[misc]
-            "corruptions",
-            name,
-        )
+    if corrupted is not None and pictured:
+        report.measure(each.name, lambda: error(module, corrupted, probes.classify), "clean_error")
+        for name in CORRUPTIONS:
+            report.measure(
+                each.name,
+                lambda name=name: corruption_errors(module, corrupted, probes.classify, name, seed),  # type: ignore[misc]
+                "corruptions",
+                name,
+            )
     if moved is not None:
         other = _Probes(module, *moved, features, seed)
         report.measure(each.name, other.linear, "transfer", "linear")

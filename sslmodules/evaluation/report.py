@@ -97,7 +97,7 @@ def _relative_mce(result: Mapping[str, Any], reference: Mapping[str, Any]) -> fl
     if not corrupted(result):
         return None
     return relative_mean_corruption_error(
-        result["corruptions"], 1 - result["linear"], reference["corruptions"], 1 - reference["linear"]
+        result["corruptions"], result["clean_error"], reference["corruptions"], reference["clean_error"]
     )
 
 

@@ -33,7 +33,7 @@ def corruption_errors(
         seed: of the corruption: the same draws for every encoder.
 
     Returns:
-        One error in [0, 1] a severity: 1 less the accuracy, or the mean average precision of several labels.
+        One a severity; see :func:`error`.
     """
     errors = []
     for severity in SEVERITIES:
@@ -42,9 +42,26 @@ def corruption_errors(
         def read(images: Tensor, corrupt: Any = corrupt, generator: Any = generator) -> Tensor:
             return module(corrupt(images, generator))
 
-        features, labels = extract(module, loader, read=read)
-        errors.append(1 - accuracy(classify(features), labels))
+        errors.append(error(module, loader, classify, read))
     return errors
+
+
+def error(
+    module: SSLModule,
+    loader: Iterable[Any],
+    classify: Callable[[Tensor], Tensor],
+    read: Callable[[Tensor], Tensor] | None = None,
+) -> float:
+    """Error in [0, 1] of a classifier of features: 1 less the accuracy, or mean average precision of several labels.
+
+    Args:
+        module: any method, or an evaluation.
+        loader: see :func:`~sslmodules.evaluation.extract`.
+        classify: features (B, D) -> scores (B, C).
+        read: images -> (B, D); None is the module itself.
+    """
+    features, labels = extract(module, loader, read=read)
+    return 1 - accuracy(classify(features), labels)
 
 
 def mean_corruption_error(errors: Errors, reference: Errors) -> float:

@@ -49,6 +49,7 @@ def test_evaluate_on_digits_from_end_to_end(checkpoint, tmp_path, capsys):
     for name, entry in report["encoders"].items():
         found = entry["results"]
         assert set(found["corruptions"]) == set(CORRUPTIONS)
+        assert found["clean_error"] == pytest.approx(1 - found["linear"])  # on the same images
         assert list(found["fractions"]) == ["0.01", "0.1", "1.0"]
         assert found["fractions"]["1.0"] == found["linear"] > 0.2
         assert list(found["stages"]) == ["0", "1"]
@@ -69,6 +70,19 @@ def test_accuracies_are_those_of_the_probe(checkpoint, tmp_path):
     found = results(report)
     assert (found["linear"], found["knn"], found["nmi"]) == (expected.linear, expected.knn, expected.nmi)
     assert found["stages"] == {str(n): a for n, a in expected.stages.items()}
+
+
+def test_corruptions_of_some_images_stand_beside_the_clean_error_on_these(checkpoint, tmp_path, monkeypatch):
+    seen = Counter()
+    monkeypatch.setattr(
+        command, "corruption_errors", lambda _, loader, *rest: seen.update([len(loader.dataset)]) or [0.5] * 5
+    )
+    report = command.evaluate([checkpoint], labeled(), out=str(tmp_path), corruptions=True, max_corrupted=3)
+    assert seen == {3: 2 * len(CORRUPTIONS)}
+    thirds = 3 * results(report)["clean_error"]
+    assert thirds == pytest.approx(round(thirds))
+    with pytest.raises(ValueError, match="other corrupted_images"):
+        command.evaluate([checkpoint], labeled(), out=str(tmp_path), corruptions=True)
 
 
 def test_an_interrupted_run_goes_on_and_computes_nothing_twice(checkpoint, tmp_path, monkeypatch):

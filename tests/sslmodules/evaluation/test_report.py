@@ -18,6 +18,7 @@ def example(folder):
     embedding = {"points": [[0, 1], [2, 3], [4, 5]], "labels": [0, 1, 0]}
     one = {
         "linear": 0.95,
+        "clean_error": 0.05,
         "knn": 0.9,
         "nmi": 0.5,
         "fractions": {"0.01": 0.4, "1.0": 0.95},
@@ -28,7 +29,13 @@ def example(folder):
         "embedding": embedding,
         "pictures": {"views": "views.png"},
     }
-    two = {"linear": 0.5, "knn": 0.4, "corruptions": {name: [0.6] * 5 for name in CORRUPTIONS}, "embedding": embedding}
+    two = {
+        "linear": 0.5,
+        "knn": 0.4,
+        "clean_error": 0.5,
+        "corruptions": {name: [0.6] * 5 for name in CORRUPTIONS},
+        "embedding": embedding,
+    }
     return {
         "data": "Digits",
         "classes": ["zero", "one"],

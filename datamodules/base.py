@@ -1,7 +1,8 @@
 """DataModules around any map-style dataset: exact order, sensible loaders, label fractions."""
 
 import os
-from typing import Any, Literal
+import sys
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -40,6 +41,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     classes: list[str] | None = None
+    draws: ClassVar[bool] = False  # whether what is read of a training item differs from epoch to epoch
 
     def __init__(
         self, batch_size: int = 256, num_workers: int | None = None, seed: int = 0, drop_last: bool = True
@@ -91,7 +93,10 @@ class ImageDataModule(LightningDataModule):
         images, labeled = self.split("train"), self.split("labeled")
         if images is None:
             raise ValueError(f"{type(self).__name__} has no training images")
-        options: dict[str, Any] = {"seed": self.seed, "pairs": None if labeled is None else len(labeled)}
+        pairs = None if labeled is None else len(labeled)
+        if self.draws:  # the sampler then yields (i, i + epoch · N), another number in every epoch
+            pairs = sys.maxsize
+        options: dict[str, Any] = {"seed": self.seed, "pairs": pairs}
         limit: int | float = 1.0
         if self.trainer is not None:
             # A checkpoint from the end of an epoch brings no loader state, only the count of epochs.

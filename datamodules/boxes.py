@@ -79,7 +79,18 @@ class BoxedPictures(Dataset):
         return list(images), list(targets)
 
 
-class VOCBoxes(SplitDataModule):
+class BoxesDataModule(SplitDataModule):
+    """Pictures with boxes, whose classes are known when the training split has been read."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; reads the training split's annotations."""
+        self.split("train")
+        assert self.classes is not None
+        return len(self.classes)
+
+
+class VOCBoxes(BoxesDataModule):
     """Pictures with VOC's XML files: batches of B uint8 images (3, H, W) and B mappings of their objects.
 
     A mapping has "boxes" (N, 4), float x0, y0, x1, y1 in pixels, "labels" (N,) from 0, and "iscrowd" (N,) of those that
@@ -127,13 +138,6 @@ class VOCBoxes(SplitDataModule):
         self.save_hyperparameters(logger=False)
         self.classes = classes
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes; reads the training split's XML files where they are not named."""
-        self.split("train")
-        assert self.classes is not None
-        return len(self.classes)
-
     def dataset(self, name: str | list[str]) -> BoxedPictures:
         """The pictures of a split and their boxes."""
         pictures: list[str] = []
@@ -151,7 +155,7 @@ class VOCBoxes(SplitDataModule):
         return BoxedPictures(pictures, boxes, self.classes)
 
 
-class COCOBoxes(SplitDataModule):
+class COCOBoxes(BoxesDataModule):
     """Pictures with a JSON file as of COCO: batches of B uint8 images (3, H, W) and B mappings of their objects.
 
     A mapping has "boxes" (N, 4), float x0, y0, x1, y1 in pixels, "labels" (N,) from 0 in the order of COCO's category
@@ -198,13 +202,6 @@ class COCOBoxes(SplitDataModule):
         self.require_split(annotations)
         self.images = images
         self.annotations = annotations
-
-    @property
-    def num_classes(self) -> int:
-        """Number of categories in the training split's JSON file."""
-        self.split("train")
-        assert self.classes is not None
-        return len(self.classes)
 
     def dataset(self, name: str) -> BoxedPictures:
         """The pictures of a split and their boxes."""

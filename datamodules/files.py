@@ -2,12 +2,12 @@
 
 import os
 import re
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -15,9 +15,35 @@ from torch.utils.data import Dataset
 from sslmodules.datamodules.base import ImageDataModule
 from sslmodules.datamodules.images import ImageSet
 from sslmodules.datamodules.labels import hold_out, keep_labels
-from sslmodules.datamodules.sampler import ResumableLoader
 
 ADVICE = 'repair or remove it, or pass on_error="skip"'
+
+
+Value = TypeVar("Value")
+
+
+def common(files: Sequence[str], value_of: Callable[[str], Value], usual: Value, on_error: str = "raise") -> Value:
+    """What is true of all files if up to 64 of them, evenly spread, agree; else what is usual.
+
+    Args:
+        files: paths.
+        value_of: reads it from a file, and raises a ValueError that names the file if it cannot.
+        usual: the value where they differ.
+        on_error: "raise" that ValueError, or "skip" the file.
+
+    Example:
+        >>> common(["a.png", "b.png"], len, 0), common(["a.png", "bc.png"], len, 0)
+        (5, 0)
+
+    """
+    found = set()
+    for place in np.linspace(0, len(files) - 1, min(64, len(files))).astype(int):
+        try:
+            found.add(value_of(files[place]))
+        except ValueError as error:
+            if on_error == "raise":
+                raise ValueError(f"{error}: {ADVICE}") from error
+    return found.pop() if len(found) == 1 else usual
 
 
 class Files(Dataset):
@@ -118,7 +144,6 @@ class FileFolder(ImageDataModule):
 
     kind: ClassVar[str]  # of file, for the sentences
     endings: ClassVar[tuple[str, ...]]
-    draws: ClassVar[bool] = False  # whether what is read of a training file differs from epoch to epoch
 
     def __init__(
         self,
@@ -224,13 +249,6 @@ class FileFolder(ImageDataModule):
         if split == "val":
             return self._set([files[i] for i in held.tolist()], labels[held], split) if len(held) else None
         return self._set(files, labels, split)
-
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled batches, this process's share."""
-        loader = super().train_dataloader()
-        if self.draws:  # the sampler then yields (i, i + epoch · N), another number in every epoch
-            loader.sampler.pairs = sys.maxsize  # type: ignore[attr-defined]
-        return loader
 
     def _set(self, files: list[str], labels: Tensor, split: str) -> ImageSet:
         return ImageSet(self.dataset(files, labels if self.labels else None, split))

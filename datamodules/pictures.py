@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from sslmodules.datamodules.files import ADVICE, Files, list_files
+from sslmodules.datamodules.files import Files, common, list_files
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ORIENTATION = {  # the EXIF tag's values, and what makes the picture upright
@@ -108,14 +108,7 @@ def common_size(
         ValueError: if one of them cannot be read and on_error="raise".
 
     """
-    sizes = set()
-    for place in np.linspace(0, len(files) - 1, min(64, len(files))).astype(int):
-        try:
-            sizes.add(size_of(files[place]))
-        except ValueError as error:
-            if on_error == "raise":
-                raise ValueError(f"{error}: {ADVICE}") from error
-    return sizes.pop() if len(sizes) == 1 else (224, 224)
+    return common(files, size_of, (224, 224), on_error)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -10,7 +10,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sslmodules.datamodules.files import ADVICE, Files
+from sslmodules.datamodules.files import Files, common
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au")
 USUAL_RATE = 16_000  # of speech
@@ -107,17 +107,21 @@ def common_rate(files: Sequence[str], on_error: str = "raise") -> int:
         ValueError: if a header cannot be read and on_error="raise".
 
     """
-    soundfile = require_soundfile()
-    rates = set()
-    for place in np.linspace(0, len(files) - 1, min(64, len(files))).astype(int):
-        try:
-            rates.add(soundfile.info(files[place]).samplerate)
-        except RuntimeError as error:
-            if on_error == "raise":
-                raise ValueError(
-                    f"{files[place]} cannot be read as a recording ({type(error).__name__}: {error}): {ADVICE}"
-                ) from error
-    return rates.pop() if len(rates) == 1 else USUAL_RATE
+    require_soundfile()
+    return common(files, sample_rate_of, USUAL_RATE, on_error)
+
+
+def sample_rate_of(file: str) -> int:
+    """Samples a second, from the header.
+
+    Raises:
+        ValueError: if it cannot be read; the sentence names the file.
+
+    """
+    try:
+        return require_soundfile().info(file).samplerate
+    except RuntimeError as error:
+        raise ValueError(f"{file} cannot be read as a recording ({type(error).__name__}: {error})") from error
 
 
 def require_soundfile() -> Any:

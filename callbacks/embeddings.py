@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from sslmodules.batch import unpack
+from sslmodules.views import center_square, to_float
 
 
 class EmbeddingWriter(BasePredictionWriter):
@@ -139,10 +139,5 @@ class EmbeddingProjector(BasePredictionWriter):
 
 def _thumbnails(images: Tensor, side: int) -> Tensor:
     """The middle squares of images, (B, 3, side, side) in [0, 1]."""
-    images = images.float() / (255 if images.dtype == torch.uint8 else 1)
-    height, width = images.shape[2:]
-    square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
-    images = images[:, :, top : top + square, left : left + square].clamp(0, 1)
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    return F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+    return center_square(to_float(images).clamp(0, 1), side)

@@ -23,7 +23,7 @@ from sslmodules.encoders import create_encoder, feature_dim, last_map, map_shape
 from sslmodules.hyperparameters import class_path, save_init_arguments
 from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
 from sslmodules.precision import full_precision
-from sslmodules.views import denormalize, normalize, resized_crop, to_float
+from sslmodules.views import center_square, denormalize, normalize, to_float
 
 # What `loss` returns besides metrics: these are handed to the callbacks and not logged as metrics.
 NOT_METRICS = ("loss", "features", "projections", "keys", "labels")
@@ -179,10 +179,7 @@ class SSLModule(LightningModule):
         """
         images = to_float(self._undo(images))
         if self.size is not None and images.shape[-2:] != (self.size, self.size):
-            height, width = images.shape[-2:]
-            side = min(height, width)
-            box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side])
-            images = resized_crop(images, box.expand(len(images), 4), self.size)
+            images = center_square(images, self.size)
         return self.normalize(images)
 
     def encode(self, x: Tensor) -> Tensor:

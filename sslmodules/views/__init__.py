@@ -15,7 +15,7 @@ from sslmodules.views.multi_crop import MultiCrop
 from sslmodules.views.pixels import denormalize, horizontal_flip, normalize, solarize
 from sslmodules.views.precision import to_float
 from sslmodules.views.presets import identity, moco_v1, moco_v2, moco_v3, simclr
-from sslmodules.views.resample import gaussian_blur, resized_crop
+from sslmodules.views.resample import center_square, gaussian_blur, resized_crop
 from sslmodules.views.transforms import (
     Compose,
     Identity,
@@ -48,6 +48,7 @@ __all__ = [
     "adjust_saturation",
     "block_masks",
     "center_mask",
+    "center_square",
     "denormalize",
     "gaussian_blur",
     "grayscale",

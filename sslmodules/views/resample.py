@@ -139,6 +139,19 @@ def resized_crop(
     return _sum_rows_and_columns(images, rows, columns)
 
 
+def center_square(images: Tensor, size: int) -> Tensor:
+    """The central square of images (B, C, H, W), uint8 or float in [0, 1], resized: fp32 (B, C, size, size).
+
+    Example:
+        >>> center_square(torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3), 1).item()
+        0.5
+    """
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    box = torch.tensor([(height - side) // 2, (width - side) // 2, side, side])
+    return resized_crop(images, box.expand(len(images), 4), size)
+
+
 def _blur_taps(kernel: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Return the pixels around each pixel, mirrored at the border, and their weights: (B, side, K) both."""
     b, taps = kernel.shape

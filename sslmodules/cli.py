@@ -93,8 +93,9 @@ class CLI(LightningCLI):
             datamodule.prepare_data()
             datamodule.setup("fit")
             self.model.check_batch(next(iter(datamodule.train_dataloader())))
-        self.untrained = copy.deepcopy(self.model)
-        if not self._validates():
+        validates = self._validates()
+        self.untrained = copy.deepcopy(self.model) if validates and not isinstance(self.model, Evaluation) else None
+        if not validates:
             # Nothing says what is best; the last is saved all the same.
             unmonitored = [c for c in self.trainer.callbacks if not _waits_for_validation(c)]  # type: ignore[attr-defined]
             self.trainer.callbacks = unmonitored  # type: ignore[attr-defined]
@@ -123,8 +124,8 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero and not isinstance(self.model, Evaluation):
             print("\n" + _table([(type(self.model).__name__, self._probe(self.model))]))
 
-    def _probe(self, model: SSLModule) -> ProbeResult | None:
-        if not self._validates():
+    def _probe(self, model: SSLModule | None) -> ProbeResult | None:
+        if model is None or not self._validates():
             return None
         model.to(self.trainer.strategy.root_device)  # Lightning has moved it to the CPU
         loaders = self.datamodule.train_dataloader(), self.datamodule.val_dataloader()

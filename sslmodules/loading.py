@@ -1,10 +1,11 @@
 """Reading a method back from its checkpoint without naming its class."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import instantiate_module
 
 from sslmodules.hyperparameters import class_path
 from sslmodules.module import SSLModule
@@ -35,6 +36,28 @@ def method_class(name: str) -> Any:
     if name not in known:
         raise ValueError(f"the checkpoint holds a {name}, which is not imported; import it first")
     return known[name]
+
+
+def built(cls: Any, arguments: Mapping[str, Any]) -> SSLModule:
+    """A method from the arguments that its checkpoint notes, as it was before training."""
+    arguments = dict(arguments)
+    if arguments.pop("_instantiator", None) is None:
+        return cls(**arguments)
+    return instantiate_module(cls, arguments)  # from the command line: modules are still class_path and init_args
+
+
+def own_checkpoint(path: str | Path) -> dict[str, Any] | None:
+    """As :func:`read_checkpoint`; None for a file of something else.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    try:
+        return read_checkpoint(path)
+    except FileNotFoundError:
+        raise
+    except Exception:  # torch.load has many ways to say that it is none
+        return None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class SelfDistillation(SSLModule):
         ``"attention"``: the image, the mean of the last block's heads, at most six of them, and the patches that hold
         60 % of the mean. ``"pca"``: the image, and its patches' first three principal components as colours.
         """
-        # Here, because that package imports scikit-learn, which training does not need.
+        # Here, because that package imports this file.
         from sslmodules.evaluation import attention_tiles, class_attention, enlarged, pca_colors, shows_attention
 
         crops = [self.denormalize(crop) for crop in self._views(images)[: 2 + self.crops.local_crops]]

@@ -12,10 +12,11 @@ from sslmodules.evaluation.attention import (
 from sslmodules.evaluation.base import Evaluation, classification_loss
 from sslmodules.evaluation.davis import boundary_accuracy, region_similarity
 from sslmodules.evaluation.detection import Detection
+from sslmodules.evaluation.features import Features, extract, features_of
 from sslmodules.evaluation.finetune import FineTune
 from sslmodules.evaluation.frames import probe_frames
 from sslmodules.evaluation.linear_probe import LinearProbe, stage_vectors
-from sslmodules.evaluation.probe import ProbeResult, extract, probe
+from sslmodules.evaluation.probe import ProbeResult, probe
 from sslmodules.evaluation.propagation import propagate_labels, propagate_mask
 from sslmodules.evaluation.robustness import (
     accuracy_by_severity,
@@ -28,6 +29,7 @@ from sslmodules.evaluation.segmentation import SemanticSegmentation, intersectio
 __all__ = [
     "Detection",
     "Evaluation",
+    "Features",
     "FineTune",
     "LinearProbe",
     "ProbeResult",
@@ -41,6 +43,7 @@ __all__ = [
     "corruption_errors",
     "enlarged",
     "extract",
+    "features_of",
     "intersection_over_union",
     "mass_mask",
     "mean_corruption_error",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from sslmodules.callbacks.pictures import grid
-from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, read_picture
+from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, picture_size, read_picture
 from sslmodules.encoders import ViT, last_map, stage_maps
 from sslmodules.evaluation.attention import (
     activation_attention,
@@ -22,7 +22,7 @@ from sslmodules.evaluation.attention import (
     projected,
     shows_attention,
 )
-from sslmodules.evaluation.looking import check_outside, looked_with, only_shape, patch_shape, picture_shape
+from sslmodules.evaluation.looking import check_outside, looked_with, only_shape, patch_shape
 from sslmodules.views import to_float
 
 LONGEST = 2  # times the shorter side: attention takes memory by the square of the number of patches
@@ -110,7 +110,7 @@ def _named(inputs: Sequence[str], images: Path, out: Path, kinds: Sequence[str])
 
 def _shape(file: str, size: int, encoder: nn.Module) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width to resize a picture to, and those to cut out of its middle then."""
-    height, width = picture_shape(file)
+    height, width = picture_size(file)
     only = only_shape(encoder)
     if only is not None:
         return only, only

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import torch
-from lightning.pytorch.cli import instantiate_module
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ from sslmodules.distributed import all_reduced, world_size
 from sslmodules.encoders import layers, load_weights
 from sslmodules.evaluation.classifiers import mean_of_occurring
 from sslmodules.hyperparameters import class_path, is_plain
-from sslmodules.loading import method_class, read_checkpoint
+from sslmodules.loading import built, method_class, own_checkpoint
 from sslmodules.module import SSLModule
 from sslmodules.optim import layer_scales, split_groups
 from sslmodules.views import RandomResizedCrop
@@ -185,9 +184,7 @@ class Evaluation(SSLModule):
 
     def _step(self, batch: Any, stage: str, count: int | str) -> dict[str, Any]:
         images, labels = _images_and_labels(batch)
-        if stage not in self._checked:
-            self.check_batch(batch)
-            self._checked.add(stage)
+        self._check_whole(batch, stage)
         targets, train = self.targets(labels), stage == "train"
         with self._keyed_randomness(count):
             out = self.loss(self.mix(self._views(images)[0], targets) if train else (self.preprocess(images), targets))
@@ -275,6 +272,12 @@ class Evaluation(SSLModule):
                 "multi_label=True where an image has several"
             )
 
+    def _check_whole(self, batch: Any, stage: str) -> None:
+        """Look at the first batch of a stage, labels included."""
+        if stage not in self._checked:
+            self.check_batch(batch)
+            self._checked.add(stage)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the encoder is, in the place of the file that it came from."""
         super().on_save_checkpoint(checkpoint)
@@ -340,7 +343,7 @@ def _pretrained(
     given = {} if encoder is None else {"encoder": encoder}
     if pretrained is not None:
         return _built(pretrained, given), pretrained
-    checkpoint = None if ckpt is None else _ours(ckpt)
+    checkpoint = None if ckpt is None else own_checkpoint(ckpt)
     if checkpoint is not None:
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k not in ("optimizer", "lr_scheduler")}
         arguments["encoder_args"] = {**(arguments.get("encoder_args") or {}), **(encoder_args or {})} or None
@@ -365,18 +368,5 @@ def _pretrained(
     return method, held
 
 
-def _ours(path: str) -> dict[str, Any] | None:
-    """A checkpoint of this package; None for another file."""
-    try:
-        return read_checkpoint(path)
-    except FileNotFoundError:
-        raise
-    except Exception:  # torch.load has many ways to say that it is none
-        return None
-
-
 def _built(held: dict[str, Any], given: dict[str, Any]) -> SSLModule:
-    method, arguments = method_class(held["class_path"]), {**held["arguments"], **given}
-    if arguments.pop("_instantiator", None) is None:
-        return method(**arguments)
-    return instantiate_module(method, arguments)  # from the command line: modules are still class_path and init_args
+    return built(method_class(held["class_path"]), held["arguments"] | given)

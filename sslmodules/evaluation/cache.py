@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,18 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from sslmodules.callbacks.features import labeled_part
-from sslmodules.evaluation.probe import extract
+from sslmodules.evaluation.base import Evaluation
+from sslmodules.evaluation.features import Features, evenly
 from sslmodules.module import SSLModule
 
 SAMPLED = 32  # images of a data set that stand for all
-
-
-class Features(NamedTuple):
-    """What an encoder makes of N labeled images."""
-
-    representation: Tensor  # (N, D)
-    labels: Tensor  # (N,), or (N, C) of 0 and 1
-    stages: dict[int, Tensor]  # the mean (N, C) of each stage's map, by the stage's number
 
 
 def in_order(loader: Any, max_images: int | None = None) -> DataLoader:
@@ -48,40 +41,12 @@ def in_order(loader: Any, max_images: int | None = None) -> DataLoader:
             f"{type(loader).__name__} has no dataset with places, so that no images can be chosen from it; pass a "
             "DataModule whose loaders have a map-style dataset"
         )
-    count = len(dataset) if max_images is None else min(len(dataset), max_images)
-    chosen = Subset(dataset, [i * len(dataset) // count for i in range(count)])
+    chosen = Subset(dataset, evenly(len(dataset), len(dataset) if max_images is None else max_images))
     batch_size = getattr(loader, "batch_size", None) or 256
     workers = loader.num_workers
     return DataLoader(
         chosen, batch_size, num_workers=workers, collate_fn=loader.collate_fn, persistent_workers=workers > 0
     )
-
-
-def features_of(module: SSLModule, loader: DataLoader, stages: int = 6) -> Features:
-    """Representation and stages of a loader's labeled images; see :func:`~sslmodules.evaluation.extract`.
-
-    Args:
-        module: any method, or an evaluation.
-        loader: of images with labels.
-        stages: how many stages to read at most; of more, so many are taken evenly, the last among them. Sound and
-            video have none.
-    """
-    chosen: list[int] | None = None if module.input_kind == "image" else []
-    widths: list[int] = []
-
-    def read(images: Tensor) -> Tensor:
-        nonlocal chosen
-        if chosen is None:
-            count = len(module.features(images[:1]))
-            most = min(stages, count)
-            chosen = sorted(count - 1 - i * count // most for i in range(most))
-        parts = [module(images), *(m.mean((2, 3)) for m in (module.features(images, chosen) if chosen else []))]
-        widths[:] = [part.shape[1] for part in parts]
-        return torch.cat(parts, 1)
-
-    features, labels = extract(module, loader, read=read)
-    representation, *maps = features.split(widths, 1) if widths else [features]
-    return Features(representation, labels, dict(zip(chosen or [], maps, strict=True)))
 
 
 def cached(path: Path, compute: Callable[[], Features]) -> Features:
@@ -101,7 +66,7 @@ def cached(path: Path, compute: Callable[[], Features]) -> Features:
 
 def weights_key(module: SSLModule) -> str:
     """A hash of an encoder, its weights, and how it is fed."""
-    method = getattr(module, "_method", (module,))[0]  # of an evaluation
+    method = module.method if isinstance(module, Evaluation) else module
     fed = (type(module.encoder).__name__, module.in_channels, module.size, module.mean, module.std, method.reads_map)
     state = module.encoder.state_dict()
     return _hash(fed, *(part for name in sorted(state) for part in (name, state[name])))

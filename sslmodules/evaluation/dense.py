@@ -45,15 +45,20 @@ class DenseEvaluation(Evaluation):
         """Log what the metric has come to."""
         raise NotImplementedError(f"{type(self).__name__} does not log what it measured: write report(stage, values)")
 
+    def metric(self, stage: str) -> Any:
+        """What measures in a stage, "val" or "test"."""
+        return (self.val_metrics if stage == "val" else self.test_metrics)[0]
+
     def on_validation_epoch_end(self) -> None:
         """Log what the metric has come to."""
-        self._report("val", self.val_metrics[0])
+        self._report("val")
 
     def on_test_epoch_end(self) -> None:
         """Log what the metric has come to."""
-        self._report("test", self.test_metrics[0])
+        self._report("test")
 
-    def _report(self, stage: str, metric: Any) -> None:
+    def _report(self, stage: str) -> None:
+        metric = self.metric(stage)
         if metric.update_called:
             self.report(stage, metric.compute())
             metric.reset()

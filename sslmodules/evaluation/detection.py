@@ -191,13 +191,11 @@ class Detection(DenseEvaluation):
         return [image for image, _ in pairs], [target for _, target in pairs]
 
     def _step(self, batch: Any, stage: str, count: int | str) -> dict[str, Any]:
-        if stage not in self._checked:
-            self.check_batch(batch)
-            self._checked.add(stage)
+        self._check_whole(batch, stage)
         images, targets = batch
         if stage != "train":
-            (metric,) = self.val_metrics if stage == "val" else self.test_metrics
-            metric.update(self.detect(images), [{**target, "iscrowd": _crowd(target)} for target in targets])  # type: ignore[operator]
+            counted = [{**target, "iscrowd": _crowd(target)} for target in targets]
+            self.metric(stage).update(self.detect(images), counted)
             return {}
         with self._keyed_randomness(count):
             images, targets = self.mirrored(images, targets)

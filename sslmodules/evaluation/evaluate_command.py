@@ -23,8 +23,9 @@ from sslmodules.callbacks.pictures import grid
 from sslmodules.datamodules.images import image_and_label
 from sslmodules.datamodules.labels import balanced_indices
 from sslmodules.evaluation.base import Evaluation
-from sslmodules.evaluation.cache import Features, cached, data_key, features_of, in_order, weights_key
+from sslmodules.evaluation.cache import cached, data_key, in_order, weights_key
 from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, linear_classifier
+from sslmodules.evaluation.features import Features, evenly, features_of
 from sslmodules.evaluation.finetune import FineTune
 from sslmodules.evaluation.report import html, markdown, plain_table, summary
 from sslmodules.evaluation.robustness import corruption_errors, error
@@ -36,6 +37,7 @@ from sslmodules.views import to_float
 from sslmodules.views.corruptions import CORRUPTIONS
 
 RANDOM = "random"  # initialisation
+STAGES = 6  # of an encoder, at most
 FRACTIONS = (0.01, 0.1, 1.0)
 EMBEDDED = 1000  # images in the plane
 SHOWN = 6  # rows of pictures, and neighbours in each
@@ -86,13 +88,13 @@ def evaluate(
         ValueError: images without labels, of one class, or none; an unknown reference; a folder with the report of
             other images or settings.
     """
-    train, test = _loaders(data, max_images)
-    moved = None if transfer is None else _loaders(transfer, max_images)
+    images = _images(data, max_images)
+    moved = None if transfer is None else _images(transfer, max_images)
     encoders = _encoders(ckpt, encoder, seed)
-    settings: dict[str, Any] = {"seed": seed, "images": [_images_key(data, train, test)]}
-    if transfer is not None and moved is not None:
-        settings["transfer"] = _images_key(transfer, *moved)
-    corrupted = in_order(test, max_corrupted) if corruptions else None
+    settings: dict[str, Any] = {"seed": seed, "images": images.keys}
+    if moved is not None:
+        settings["transfer"] = moved.keys
+    corrupted = in_order(images.test, max_corrupted) if corruptions else None
     if corrupted is not None:
         settings["corrupted_images"] = len(corrupted.dataset)  # type: ignore[arg-type]
     names = [each.name for each in encoders] + ["supervised"] * (supervised > 0)
@@ -102,15 +104,15 @@ def evaluate(
     report = _Report(Path(out), settings)
     if supervised:
         like = next(each.module for each in encoders if each.ckpt is None)
-        encoders.append(_supervised(like, (train, test), supervised, report, seed))
+        encoders.append(_supervised(like, images, supervised, report, seed))
     report.content |= {
         "data": type(data).__name__,
         "reference": reference,
-        "train_images": len(train.dataset),  # type: ignore[arg-type]
-        "test_images": len(test.dataset),  # type: ignore[arg-type]
+        "train_images": len(images.train.dataset),  # type: ignore[arg-type]
+        "test_images": len(images.test.dataset),  # type: ignore[arg-type]
     }
     for each in encoders:
-        _measure(report, each, data, (train, test), moved, corrupted, seed)
+        _measure(report, each, data, images, moved, corrupted, seed)
     report.content["encoders"] = {name: report.content["encoders"][name] for name in names}
     report.write()
     print("\n" + plain_table(summary(report.content), names))
@@ -126,6 +128,14 @@ class _Encoder(NamedTuple):
     name: str
     module: Evaluation
     ckpt: str | None
+
+
+class _Images(NamedTuple):
+    """Labeled images in their order, to fit on and to measure on, and a hash of either."""
+
+    train: DataLoader
+    test: DataLoader
+    keys: list[str]
 
 
 class _Report:
@@ -174,26 +184,27 @@ class _Report:
 class _Probes:
     """Features of one encoder on one data set, and the measures that rest on them; each when it is asked for."""
 
-    def __init__(self, module: Evaluation, train: DataLoader, test: DataLoader, folder: Path, seed: int) -> None:
-        self.module, self.loaders, self.folder, self.seed = module, (train, test), folder, seed
+    def __init__(self, module: Evaluation, weights: str, images: _Images, folder: Path, seed: int) -> None:
+        self.module, self.weights, self.images, self.folder, self.seed = module, weights, images, folder, seed
 
-    def _features(self, loader: DataLoader, what: str) -> Features:
-        path = self.folder / f"{weights_key(self.module)}-{data_key(loader)}.safetensors"
-        features = cached(path, lambda: features_of(self.module, loader))
+    def _features(self, loader: DataLoader, key: str, what: str) -> Features:
+        path = self.folder / f"{self.weights}-{key}.safetensors"
+        stages = STAGES if self.module.input_kind == "image" else 0
+        features = cached(path, lambda: features_of(self.module, loader, stages))
         if not len(features.labels):
             raise ValueError(f"no {what} image has a label; pass labeled images, or --data.labels true for ImageFolder")
         return features
 
     @cached_property
     def train(self) -> Features:
-        features = self._features(self.loaders[0], "training")
+        features = self._features(self.images.train, self.images.keys[0], "training")
         if len(features.labels.unique(dim=0)) < 2:
             raise ValueError("all training images are of one class, and a probe needs two; pass images of others too")
         return features
 
     @cached_property
     def test(self) -> Features:
-        return self._features(self.loaders[1], "validation")
+        return self._features(self.images.test, self.images.keys[1], "validation")
 
     @cached_property
     def num_classes(self) -> int:
@@ -236,8 +247,8 @@ class _Probes:
 
     def embedding(self) -> dict[str, Any]:
         """Places in the plane of some test images, and their classes (the first of several)."""
-        count = min(len(self.test.labels), EMBEDDED)
-        chosen = torch.arange(count) * len(self.test.labels) // count
+        chosen = evenly(len(self.test.labels), EMBEDDED)
+        count = len(chosen)
         x, y = F.normalize(self.test.representation[chosen], dim=1), self.test.labels[chosen]
         points = x.new_zeros(count, 2).numpy()
         if count > 2:  # of fewer there is nothing to lay out
@@ -249,10 +260,10 @@ class _Probes:
 
         None where some images have no label, so that features and images have other places.
         """
-        train, test = (loader.dataset for loader in self.loaders)
+        train, test = (loader.dataset for loader in self.images[:2])
         if len(self.train.labels) != len(train) or len(self.test.labels) != len(test):  # type: ignore[arg-type]
             return None
-        queries = _evenly(len(test), SHOWN)  # type: ignore[arg-type]
+        queries = evenly(len(test), SHOWN)  # type: ignore[arg-type]
         q, bank = (F.normalize(x, dim=1) for x in (self.test.representation[queries], self.train.representation))
         nearest = (q @ bank.T).topk(min(SHOWN, len(bank)), 1).indices.tolist()
         return torch.stack(
@@ -267,16 +278,17 @@ def _measure(
     report: _Report,
     each: _Encoder,
     data: LightningDataModule,
-    loaders: tuple[DataLoader, DataLoader],
-    moved: tuple[DataLoader, DataLoader] | None,
+    images: _Images,
+    moved: _Images | None,
     corrupted: DataLoader | None,
     seed: int,
 ) -> None:
     """Everything of one encoder that is not in the report yet."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, features = each.module.to(device), report.folder / "features"
-    report.begin(each.name, each.ckpt, weights_key(module))
-    probes = _Probes(module, *loaders, features, seed)
+    weights = weights_key(module)
+    report.begin(each.name, each.ckpt, weights)
+    probes = _Probes(module, weights, images, features, seed)
     if "classes" not in report.content:
         names = getattr(data, "classes", None) or []
         report.content["classes"] = list(names) or [str(i) for i in range(probes.num_classes)]
@@ -293,12 +305,12 @@ def _measure(
                 name,
             )
     if moved is not None:
-        other = _Probes(module, *moved, features, seed)
+        other = _Probes(module, weights, moved, features, seed)
         report.measure(each.name, other.linear, "transfer", "linear")
         report.measure(each.name, other.knn, "transfer", "knn")
     method = _method(each)
     if method is not None:
-        report.measure(each.name, lambda: _pretext(method, loaders[1]), "pretext")
+        report.measure(each.name, lambda: _pretext(method, images.test), "pretext")
     if pictured:
         report.measure(each.name, lambda: _pictures(each.name, probes, method, report.folder, seed), "pictures")
 
@@ -314,8 +326,8 @@ def _pictures(name: str, probes: _Probes, method: SSLModule | None, folder: Path
     neighbours = probes.neighbours()
     drawn = {} if neighbours is None else {"an image, and those nearest to it": neighbours}
     if method is not None:
-        test = probes.loaders[1].dataset
-        images = torch.stack([_image(test, i) for i in _evenly(len(test), SHOWN)])  # type: ignore[arg-type]
+        test = probes.images.test.dataset
+        images = torch.stack([_image(test, i) for i in evenly(len(test), SHOWN)])  # type: ignore[arg-type]
         with frozen(method):
             torch.manual_seed(seed)
             drawn |= method.pictures(images.to(method.device))
@@ -332,11 +344,7 @@ def _image(dataset: Any, place: int) -> Tensor:
     return to_float(image_and_label(dataset[place])[0]).clamp(0, 1)
 
 
-def _evenly(length: int, count: int) -> list[int]:
-    return [i * length // min(length, count) for i in range(min(length, count))]
-
-
-def _loaders(data: LightningDataModule, max_images: int) -> tuple[DataLoader, DataLoader]:
+def _images(data: LightningDataModule, max_images: int) -> _Images:
     """The images to fit on and those to measure on, in their order."""
     data.prepare_data()
     data.setup("fit")
@@ -353,12 +361,8 @@ def _loaders(data: LightningDataModule, max_images: int) -> tuple[DataLoader, Da
                 "--data.labels true and, unless a part is held out, --data.val_root"
             )
         found.append(in_order(loader, max_images))
-    return found[0], found[1]
-
-
-def _images_key(data: Any, *loaders: DataLoader) -> list[str]:
     files = [data.files(split) for split in ("train", "val")] if hasattr(data, "files") else [[], []]
-    return [data_key(loader, names) for loader, names in zip(loaders, files, strict=True)]
+    return _Images(found[0], found[1], [data_key(*pair) for pair in zip(found, files, strict=True)])
 
 
 def _encoders(ckpt: Sequence[str], encoder: str | None, seed: int) -> list[_Encoder]:
@@ -394,15 +398,14 @@ def _method(each: _Encoder) -> SSLModule | None:
     return load(each.ckpt).to(each.module.device)
 
 
-def _supervised(
-    like: Evaluation, data: tuple[DataLoader, DataLoader], epochs: int, report: _Report, seed: int
-) -> _Encoder:
+def _supervised(like: Evaluation, images: _Images, epochs: int, report: _Report, seed: int) -> _Encoder:
     """An encoder like another, trained with all labels; from the report's folder where it is there."""
-    file = report.folder / f"supervised-{weights_key(like)}-{epochs}.ckpt"
+    weights = weights_key(like)
+    file = report.folder / f"supervised-{weights}-{epochs}.ckpt"
     if not file.is_file():
         print(f"supervised: {epochs} epochs", flush=True)
-        probes = _Probes(like, *data, report.folder / "features", seed)
-        loader = data[0]
+        probes = _Probes(like, weights, images, report.folder / "features", seed)
+        loader = images.train
         batch_size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
         shuffled = DataLoader(
             loader.dataset,

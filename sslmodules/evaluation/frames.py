@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from sslmodules.evaluation.classifiers import accuracy, linear_classifier
-from sslmodules.evaluation.probe import extract
+from sslmodules.evaluation.features import extract
 
 
 def probe_frames(

@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from sslmodules.distillation.base import SelfDistillation
 from sslmodules.encoders import create_encoder, last_map, load_weights, stage_maps
-from sslmodules.loading import load, read_checkpoint
+from sslmodules.loading import load, own_checkpoint
 from sslmodules.module import SSLModule
 from sslmodules.views import normalize
-
-ORIENTATION = 0x0112  # the EXIF tag; from 5 on the picture lies on its side
 
 
 class Looked(NamedTuple):
@@ -52,21 +49,16 @@ def looked_with(ckpt: str, name: str | None) -> Looked:
         FileNotFoundError: no such file.
         ValueError: a file that is neither, or an encoder of something else than pictures.
     """
-    try:
-        read_checkpoint(ckpt)
-    except FileNotFoundError:
-        raise
-    except Exception:  # not one of ours: torch.load has many ways to say so
-        given = None if name is None else create_encoder(name)
-        encoder = load_weights(ckpt, given)
-        first = next((p for p in encoder.parameters() if p.ndim == 4), None)
-        if first is not None and first.shape[1] != 3:
-            raise ValueError(
-                f"{ckpt} holds an encoder of {first.shape[1]} channels, and published weights are taken to be of RGB "
-                "images, normalised as ImageNet; pass a checkpoint of this package, which says how its images are made"
-            ) from None
-        return looked_at_rgb(encoder)
-    return looked_by(load(ckpt, **({} if name is None else {"encoder": name})), ckpt)
+    if own_checkpoint(ckpt) is not None:
+        return looked_by(load(ckpt, **({} if name is None else {"encoder": name})), ckpt)
+    encoder = load_weights(ckpt, None if name is None else create_encoder(name))
+    first = next((p for p in encoder.parameters() if p.ndim == 4), None)
+    if first is not None and first.shape[1] != 3:
+        raise ValueError(
+            f"{ckpt} holds an encoder of {first.shape[1]} channels, and published weights are taken to be of RGB "
+            "images, normalised as ImageNet; pass a checkpoint of this package, which says how its images are made"
+        )
+    return looked_at_rgb(encoder)
 
 
 def looked_at_rgb(encoder: nn.Module) -> Looked:
@@ -84,23 +76,6 @@ def looked_by(module: SSLModule, ckpt: str) -> Looked:
     module.eval().size = None  # of the views in training; pictures of any size are looked at
     encoder = module.teacher_encoder if isinstance(module, SelfDistillation) else module.encoder
     return Looked(encoder, "RGB" if module.in_channels == 3 else "L", module.preprocess, module)
-
-
-def picture_shape(file: str) -> tuple[int, int]:
-    """Height and width of an upright picture, from its header.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-            lying = image.getexif().get(ORIENTATION, 1) >= 5
-    except Exception as error:  # the decoders raise all kinds
-        raise ValueError(
-            f"{file} cannot be read as a picture ({type(error).__name__}: {error}); repair or remove it"
-        ) from error
-    return (width, height) if lying else (height, width)
 
 
 def patch_shape(encoder: nn.Module, size: int) -> tuple[int, int]:

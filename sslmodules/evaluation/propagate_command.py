@@ -10,13 +10,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jsonargparse import auto_cli
-from lightning.pytorch.cli import instantiate_module
 from PIL import Image, ImageColor
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_image
 
 from sslmodules.datamodules.clips import require_av, upright
-from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, read_picture
+from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, picture_size, read_picture
 from sslmodules.encoders import create_encoder
 from sslmodules.evaluation.davis import Agreement, boundary_accuracy, mean_agreement, region_similarity, statistics
 from sslmodules.evaluation.looking import (
@@ -27,10 +26,9 @@ from sslmodules.evaluation.looking import (
     looked_with,
     only_shape,
     patch_shape,
-    picture_shape,
 )
 from sslmodules.evaluation.propagation import propagate_mask
-from sslmodules.loading import load
+from sslmodules.loading import built, load
 
 CLIP = "overlay.webp"
 CLIP_SIDE = 854  # px, its longer side at most: all frames of a clip are in memory at once
@@ -200,11 +198,8 @@ def _looked(ckpt: str | None, encoder: str | None, untrained: bool, seed: int) -
         raise
     except Exception as error:  # not one of ours: torch.load has many ways to say so
         raise ValueError(f"{ckpt} names no method that could be built anew; pass --encoder instead of it") from error
-    arguments = dict(module.hparams)
     torch.manual_seed(seed)
-    if arguments.pop("_instantiator", None) is None:
-        return looked_by(type(module)(**arguments), ckpt)
-    return looked_by(instantiate_module(type(module), arguments), ckpt)  # of the command line: class_path, init_args
+    return looked_by(built(type(module), module.hparams), ckpt)
 
 
 def _copied(pictures: Iterable[Tensor], mask: Tensor) -> Iterator[Tensor]:
@@ -250,7 +245,7 @@ def _pictures(frames: list[str] | str, shape: Sequence[int], mode: str) -> Itera
     if isinstance(frames, str):
         named = ((f"{number:05d}", picture) for number, picture in enumerate(_decoded(frames, mode)))
     else:
-        named = ((Path(file).stem, read_picture(file, picture_shape(file), mode)) for file in frames)
+        named = ((Path(file).stem, read_picture(file, picture_size(file), mode)) for file in frames)
     for name, picture in named:
         height, width = picture.shape[1:]
         if abs(height * shape[1] / (width * shape[0]) - 1) > ASPECT:

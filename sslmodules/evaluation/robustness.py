@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sslmodules.evaluation.classifiers import accuracy
-from sslmodules.evaluation.probe import extract
+from sslmodules.evaluation.features import extract
 from sslmodules.module import SSLModule
 from sslmodules.views.corruptions import CORRUPTIONS, SEVERITIES
 

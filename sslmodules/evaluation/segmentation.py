@@ -135,9 +135,7 @@ class SemanticSegmentation(DenseEvaluation):
         return {"loss": segmentation_loss(logits, masks), "logits": logits.detach()}
 
     def _step(self, batch: Any, stage: str, count: int | str) -> dict[str, Any]:
-        if stage not in self._checked:
-            self.check_batch(batch)
-            self._checked.add(stage)
+        self._check_whole(batch, stage)
         images, masks = batch
         train = stage == "train"
         with self._keyed_randomness(count):
@@ -150,8 +148,7 @@ class SemanticSegmentation(DenseEvaluation):
             out = self.loss((x, masks))
         self.log(f"{stage}/loss", out["loss"], prog_bar=train, sync_dist=not train, batch_size=len(images))
         if not train:
-            (metric,) = self.val_metrics if stage == "val" else self.test_metrics
-            metric.update(out["logits"].argmax(1), masks)  # type: ignore[operator]
+            self.metric(stage).update(out["logits"].argmax(1), masks)
         return out
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:

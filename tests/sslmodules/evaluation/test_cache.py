@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from sslmodules import SSLModule
 from sslmodules.datamodules import UnlabeledDataModule
-from sslmodules.evaluation.cache import Features, cached, data_key, features_of, in_order, weights_key
+from sslmodules.evaluation.cache import cached, data_key, in_order, weights_key
+from sslmodules.evaluation.features import Features, features_of
 
 
 def module(**kwargs):

@@ -65,7 +65,7 @@ def test_evaluate_on_digits_from_end_to_end(checkpoint, tmp_path, capsys):
 def test_accuracies_are_those_of_the_probe(checkpoint, tmp_path):
     data = Digits()
     report = command.evaluate([checkpoint], data, out=str(tmp_path), max_images=100)
-    loaders = command._loaders(data, 100)
+    loaders = command._images(data, 100)[:2]
     expected = probe(command.Evaluation(checkpoint), *loaders, stages=2, clusters=True)
     found = results(report)
     assert (found["linear"], found["knn"], found["nmi"]) == (expected.linear, expected.knn, expected.nmi)
@@ -154,7 +154,7 @@ def test_two_classes_and_a_class_that_validation_lacks(checkpoint, tmp_path):
     data = labeled(runs.images(16, classes=2), val)
     report = command.evaluate([checkpoint], data, out=str(tmp_path))
     assert report["classes"] == ["0", "1"]
-    expected = probe(command.Evaluation(checkpoint), *command._loaders(data, 100))
+    expected = probe(command.Evaluation(checkpoint), *command._images(data, 100)[:2])
     assert (results(report)["linear"], results(report)["knn"]) == (expected.linear, expected.knn)
 
 

@@ -226,13 +226,13 @@ class Evaluation(SSLModule):
         values = measured(self.val_metrics)
         if values is not None:
             self.best.copy_(values.argmax())
-            self.log(f"val/{self.measure}", values.max(), prog_bar=True)
+            self.log(f"val/{self.measure}", values.max(), prog_bar=True, sync_dist=True)
 
     def on_test_epoch_end(self) -> None:
         """Log how well the classifier does that was best in validation."""
         values = measured(self.test_metrics)
         if values is not None:
-            self.log(f"test/{self.measure}", values[self.best], prog_bar=True)
+            self.log(f"test/{self.measure}", values[self.best], prog_bar=True, sync_dist=True)
 
     # --- the run ----------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import runs
 import torch
+from evaluation_list import EVALUATIONS, batches
 from method_list import METHODS
 
 WORKER = Path(__file__).parents[1] / "support" / "ddp_worker.py"
@@ -81,3 +83,18 @@ def test_queue_under_ddp_holds_the_keys_of_both_ranks(ranks):
     assert queue["pointer"] == 3 * 2 * 2 * 4 % 40  # 3 optimizer steps x 2 accumulated batches x 2 ranks x 4 images
     torch.testing.assert_close(queue["features"].norm(dim=1), torch.ones(40))
     assert len({round(v, 5) for v in queue["features"][:, 0].tolist()}) == 40
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_a_pair_measures_what_one_process_does_on_all_images(ranks, name, tmp_path):
+    first, second = (found["evaluations"][name] for found in ranks)
+    assert runs.same_bits(first["state"], second["state"])
+    assert first["values"] == second["values"]
+    make, examples = EVALUATIONS[name]
+    alone = make()
+    alone.load_state_dict(first["state"])
+    run = runs.trainer(tmp_path)
+    run.validate(alone, batches(examples(16, seed=1), 16), verbose=False)
+    assert any(value > 0 for value in first["values"].values())
+    for measure, value in first["values"].items():
+        assert run.callback_metrics[measure] == pytest.approx(value, abs=1e-6), measure

@@ -5,12 +5,14 @@ Every process writes a dict of what it found into ``<folder>/rank<r>.pt``.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from evaluation_list import EVALUATIONS, batches
 from lightning.pytorch import Callback, Trainer
 from method_list import METHODS, kind, replace_batch_norm
-from runs import EXAMPLES
+from runs import EXAMPLES, snapshot, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -84,6 +86,11 @@ class RecordGlobalStep(Callback):
             self.queue_seen.append(pl_module.queue.features.clone())
 
 
+def pair(folder: Path, **kwargs: Any) -> Trainer:
+    """A quiet Trainer of this process and the other."""
+    return trainer(folder, devices=2, strategy="ddp", max_steps=3, **kwargs)
+
+
 def fitted(name: str, folder: Path) -> dict:
     """State after a real Trainer run under DDP, with probe and kNN."""
     torch.manual_seed(rank())  # ranks differ before the run, as in life
@@ -91,29 +98,32 @@ def fitted(name: str, folder: Path) -> dict:
     data = EXAMPLES[kind(name)](32)
     loader = DataLoader(data, 4, sampler=DistributedSampler(data, 2, rank()))
     probe, knn, seen = OnlineLinearProbe(4), OnlineKNN(4, bank_size=64), RecordGlobalStep()
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_steps=3,
-        callbacks=[probe, knn, seen],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        accumulate_grad_batches=2,
-        limit_val_batches=1,
-    )
-    trainer.fit(module, loader, DataLoader(data, 8))
+    run = pair(folder, callbacks=[probe, knn, seen], accumulate_grad_batches=2, limit_val_batches=1)
+    run.fit(module, loader, DataLoader(data, 8))
     return {
         "parameters": {n: p.detach().clone() for n, p in module.named_parameters()},
         "queue": None if module.queue is None else dict(module.queue.state_dict()),
         "queues": seen.queue_seen,
         "probe": probe.head.state_dict(),
         "bank": knn._bank,
-        "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if "val_accuracy" in k},
+        "metrics": {k: float(v) for k, v in run.callback_metrics.items() if "val_accuracy" in k},
     }
+
+
+def evaluated(name: str, folder: Path) -> dict:
+    """State and measures after a real Trainer run of an evaluation under DDP."""
+    torch.manual_seed(rank())
+    make, examples = EVALUATIONS[name]
+    module, train, val = make(), examples(24), examples(16, seed=1)
+    shares = DistributedSampler(train, 2, rank()), DistributedSampler(val, 2, rank(), shuffle=False)
+    loaders = batches(train, 4, sampler=shares[0]), batches(val, 3, sampler=shares[1])
+    pair(folder).fit(module, *loaders)
+    for buffer in module.buffers():
+        dist.broadcast(buffer, 0)  # each rank's batch norms have seen their own images
+    run = pair(folder)
+    run.validate(module, loaders[1], verbose=False)
+    values = {k: float(v) for k, v in run.callback_metrics.items() if k != "val/loss"}
+    return {"state": snapshot(module), "values": values}
 
 
 def main(folder: Path) -> None:
@@ -137,6 +147,7 @@ def main(folder: Path) -> None:
     found["shuffled"] = shuffled_keys()
     for name in METHODS:
         found[name]["fitted"] = fitted(name, folder)
+    found["evaluations"] = {name: evaluated(name, folder) for name in EVALUATIONS}
     assert isinstance(METHODS["MoCo"](), MoCo)
     torch.save(found, folder / f"rank{rank()}.pt")
 

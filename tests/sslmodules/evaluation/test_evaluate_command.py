@@ -7,7 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 import runs
+import timm
 import torch
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Subset
 
 from sslmodules import SimCLR
@@ -147,6 +150,22 @@ def test_checkpoints_of_one_method_are_numbered_and_share_the_random_encoder(che
     report = command.evaluate([checkpoint, checkpoint], labeled(), out=str(tmp_path))
     assert list(report["encoders"]) == ["SimCLR 1", "SimCLR 2", "random"]
     assert report["reference"] == "random"
+
+
+def test_published_weights_are_fed_as_imagenet_and_stand_beside_random_initialisation(tmp_path):
+    torch.manual_seed(1)
+    published = timm.create_model("resnet10t", num_classes=7)
+    torch.save(published.state_dict(), tmp_path / "resnet.pth")
+    val = runs.images(8, seed=1)
+    report = command.evaluate([str(tmp_path / "resnet.pth")], labeled(), out=str(tmp_path / "out"), encoder="resnet10t")
+    assert list(report["encoders"]) == ["resnet", "random"]
+    assert "pretext" not in results(report, "resnet")
+    weights = report["encoders"]["resnet"]["weights"]
+    file = tmp_path / "out" / "features" / f"{weights}-{report['settings']['images'][1]}.safetensors"
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    with torch.no_grad():
+        expected = published.eval().forward_features((val[:][0] / 255 - mean) / std).mean((2, 3))
+    torch.testing.assert_close(load_file(file)["representation"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_two_classes_and_a_class_that_validation_lacks(checkpoint, tmp_path):

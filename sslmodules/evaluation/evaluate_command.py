@@ -184,13 +184,15 @@ class _Report:
 class _Probes:
     """Features of one encoder on one data set, and the measures that rest on them; each when it is asked for."""
 
-    def __init__(self, module: Evaluation, weights: str, images: _Images, folder: Path, seed: int) -> None:
+    def __init__(
+        self, module: Evaluation, weights: str, images: _Images, folder: Path, seed: int, by_stage: bool = True
+    ) -> None:
         self.module, self.weights, self.images, self.folder, self.seed = module, weights, images, folder, seed
+        self.most_stages = STAGES if by_stage and module.input_kind == "image" else 0
 
     def _features(self, loader: DataLoader, key: str, what: str) -> Features:
-        path = self.folder / f"{self.weights}-{key}.safetensors"
-        stages = STAGES if self.module.input_kind == "image" else 0
-        features = cached(path, lambda: features_of(self.module, loader, stages))
+        path = self.folder / f"{self.weights}-{key}-{self.most_stages}.safetensors"
+        features = cached(path, lambda: features_of(self.module, loader, self.most_stages))
         if not len(features.labels):
             raise ValueError(f"no {what} image has a label; pass labeled images, or --data.labels true for ImageFolder")
         return features
@@ -305,7 +307,7 @@ def _measure(
                 name,
             )
     if moved is not None:
-        other = _Probes(module, weights, moved, features, seed)
+        other = _Probes(module, weights, moved, features, seed, by_stage=False)
         report.measure(each.name, other.linear, "transfer", "linear")
         report.measure(each.name, other.knn, "transfer", "knn")
     method = _method(each)

@@ -186,6 +186,11 @@ class SSLModule(LightningModule):
         """Representation (B, D) of preprocessed images or views: the encoder's output, pooled."""
         return pool(self.encode_map(x) if self.reads_map else self.encoder(x))
 
+    @property
+    def encoding_parts(self) -> dict[str, nn.Module]:
+        """The parts by name that :meth:`encode` passes through: what is left of a method when it is evaluated."""
+        return {"encoder": self.encoder}
+
     def encode_map(self, x: Tensor) -> Tensor:
         """Map (B, D, H, W) of preprocessed images or views: the encoder's last, before it is pooled."""
         return last_map(self.encoder, x)
@@ -200,7 +205,11 @@ class SSLModule(LightningModule):
 
     def features(self, images: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
         """Maps (B, C, H, W) of chosen stages of the encoder, or of all; see :func:`sslmodules.encoders.stage_maps`."""
-        return stage_maps(self.encoder, self.preprocess(images), stages)
+        return self.encode_stages(self.preprocess(images), stages)
+
+    def encode_stages(self, x: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+        """As :meth:`features`, of preprocessed images."""
+        return stage_maps(self.encoder, x, stages)
 
     def pictures(self, images: Tensor) -> dict[str, Tensor]:
         """Show what the method sees: name -> (rows, columns, C, H, W) in [0, 1]. Here one row an image: it, its views.

@@ -5,6 +5,7 @@ sequence into latents, a context network that sees the past alone sums them up, 
 step picks the latent at t + k among others. What stays predictable over several steps is what the signal is about.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,7 +18,7 @@ from sslmodules.callbacks.features import frozen
 from sslmodules.contrastive.cpc_loss import Negatives, future_cross_entropy, require_horizon
 from sslmodules.contrastive.cpc_networks import CONTEXTS, ENCODERS
 from sslmodules.contrastive.cpc_views import overlapping_patches, random_windows, to_sound
-from sslmodules.encoders import pool
+from sslmodules.encoders import pool, stage_maps
 from sslmodules.module import SSLModule
 from sslmodules.views import grayscale
 from sslmodules.views.patches import RandomSquareCrop
@@ -246,9 +247,23 @@ class CPC(SSLModule):
         z = self.latents(x)
         return _mean(self.context(z) if self.representation == "context" else z)
 
+    @property
+    def encoding_parts(self) -> dict[str, nn.Module]:
+        """The encoder, and the context network where the representation is its."""
+        return super().encoding_parts | ({"context": self.context} if self.representation == "context" else {})
+
     def encode_map(self, x: Tensor) -> Tensor:
         """Map (B, D, rows, columns) of an image's patches: their latents; of single frames the encoder's last map."""
         return self.latents(x).permute(0, 3, 1, 2) if self.input_kind == "image" else super().encode_map(x)
+
+    def encode_stages(self, x: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+        """Maps of chosen stages: (B, C, rows, columns) of pooled patches; of clips (B, C, H, W), the mean of frames."""
+        if self.input_kind == "sound":
+            return super().encode_stages(x, stages)  # whose encoder has none
+        maps = stage_maps(self.encoder, x.flatten(0, -4), stages)
+        if self.input_kind == "image":
+            return [pool(m).unflatten(0, x.shape[:-3]).permute(0, 3, 1, 2) for m in maps]
+        return [m.unflatten(0, x.shape[:-3]).mean(1) for m in maps]
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Make what :meth:`latents` eats: whole sounds, frames of clips, (B, rows, columns, C, p, p) of images."""

@@ -56,6 +56,7 @@ class Evaluation(SSLModule):
     """
 
     layer_decay: float = 1.0  # rate of each of the encoder's blocks as a multiple of that of the next
+    behind: nn.ModuleDict  # what stands between encoder and representation: the context network of CPC
     best: Tensor  # number of the classifier that did best on the latest validation
 
     def __init__(
@@ -89,8 +90,11 @@ class Evaluation(SSLModule):
             **kwargs,
         )
         self.encoder = method.teacher_encoder if isinstance(method, SelfDistillation) else method.encoder
+        parts = method.encoding_parts
+        self.behind = nn.ModuleDict({name: part for name, part in parts.items() if name != "encoder"})
         for name, _ in list(method.named_children()):
-            delattr(method, name)  # heads, decoders, teachers: they serve the pretext task alone
+            if name not in parts:
+                delattr(method, name)  # heads, decoders, teachers: they serve the pretext task alone
         method.encoder, method.size, method.undo_normalization = self.encoder, size, None
         self._method = (method,)  # in a tuple, so that its encoder counts once
         self.held = held  # class and arguments of the method, as plain data
@@ -143,9 +147,18 @@ class Evaluation(SSLModule):
         """Representation (B, D) of what :meth:`preprocess` gives, as of the method that trained the encoder."""
         return self.method.encode(x)
 
+    @property
+    def encoding_parts(self) -> dict[str, nn.Module]:
+        """The encoder, and what stands between it and the representation."""
+        return super().encoding_parts | ({"behind": self.behind} if self.behind else {})
+
     def encode_map(self, x: Tensor) -> Tensor:
         """Last map (B, D, H, W) of what :meth:`preprocess` gives."""
         return self.method.encode_map(x)
+
+    def encode_stages(self, x: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+        """Maps (B, C, H, W) of chosen stages, of what :meth:`preprocess` gives."""
+        return self.method.encode_stages(x, stages)
 
     def augment(self, images: Tensor) -> Tensor:
         """Crop images and mirror some, in [0, 1]; sound and video stay as they are."""

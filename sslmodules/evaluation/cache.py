@@ -68,8 +68,8 @@ def weights_key(module: SSLModule) -> str:
     """A hash of an encoder, its weights, and how it is fed."""
     method = module.method if isinstance(module, Evaluation) else module
     fed = (type(module.encoder).__name__, module.in_channels, module.size, module.mean, module.std, method.reads_map)
-    state = module.encoder.state_dict()
-    return _hash(fed, *(part for name in sorted(state) for part in (name, state[name])))
+    states = [part.state_dict() for part in method.encoding_parts.values()]
+    return _hash(fed, *(part for state in states for name in sorted(state) for part in (name, state[name])))
 
 
 def data_key(loader: DataLoader, files: Sequence[str] = ()) -> str:

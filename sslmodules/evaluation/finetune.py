@@ -93,6 +93,7 @@ class FineTune(Evaluation):
     def _freeze(self, blocks: int | None) -> None:
         """Leave the gradient to so many of the encoder's last blocks and what stands behind them; None: to all."""
         self.encoder.requires_grad_(blocks is None)
+        self.behind.requires_grad_(blocks != 0)
         if getattr(self.encoder, "mask_token", None) is not None:
             self.encoder.mask_token.requires_grad_(False)  # no image has one
         if blocks:
@@ -106,8 +107,9 @@ class FineTune(Evaluation):
 
     @property
     def frozen_parts(self) -> list[nn.Module]:
-        """The parts of the encoder of which no parameter is trained."""
-        parts = [(part, list(part.parameters())) for part in self.encoder.modules()]
+        """The parts of the encoder, and behind it, of which no parameter is trained."""
+        modules = chain(self.encoder.modules(), self.behind.modules())
+        parts = [(part, list(part.parameters())) for part in modules]
         return [part for part, params in parts if params and not any(p.requires_grad for p in params)]
 
     def new_heads(self, num_classes: int) -> list[nn.Module]:
@@ -116,6 +118,11 @@ class FineTune(Evaluation):
         nn.init.trunc_normal_(head.weight, std=HEAD_STD)
         nn.init.zeros_(head.bias)
         return [head]
+
+    @property
+    def encoding_parts(self) -> dict[str, nn.Module]:
+        """With the norm behind the mean of the patches."""
+        return super().encoding_parts | ({} if self.norm is None else {"norm": self.norm})
 
     def encode(self, x: Tensor) -> Tensor:
         """Representation (B, D) of what :meth:`preprocess` gives."""

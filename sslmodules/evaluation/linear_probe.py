@@ -69,7 +69,8 @@ class LinearProbe(Evaluation):
         self.stages = stages
         self.tokens = tokens
         self.lars = lars
-        self.encoder.requires_grad_(False)
+        for part in self.frozen_parts:
+            part.requires_grad_(False)
         if stages is not None:
             with frozen(self):
                 side = self.size or 64
@@ -80,8 +81,8 @@ class LinearProbe(Evaluation):
 
     @property
     def frozen_parts(self) -> list[nn.Module]:
-        """The encoder."""
-        return [self.encoder]
+        """The encoder, and what stands behind it."""
+        return [self.encoder, self.behind]
 
     def new_heads(self, num_classes: int) -> list[nn.Module]:
         """Linear classifiers with the same weights, N(0, 0.01)."""

@@ -160,9 +160,9 @@ class VideoColorization(SSLModule):
         embeddings = self.head(self.frame_maps(_as_clips(x)))
         return embeddings if x.ndim == 5 else embeddings[:, 0]
 
-    def features(self, images: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
+    def encode_stages(self, x: Tensor, stages: Sequence[int] | None = None) -> list[Tensor]:
         """Maps (B, C, H, W) of chosen stages of the encoder, or of all; of clips the mean over their frames."""
-        x = _as_clips(self.preprocess(images))
+        x = _as_clips(x)
         return [m.unflatten(0, x.shape[:2]).mean(1) for m in stage_maps(self.encoder, x.flatten(0, 1), stages)]
 
     def check_images(self, images: Tensor) -> None:

@@ -5,6 +5,7 @@ import os
 import pytest
 import runs
 import torch
+from method_list import METHODS
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from sslmodules import SSLModule
@@ -83,6 +84,11 @@ def test_weights_and_how_they_are_fed_make_the_key():
     keys.append(weights_key(other))
     assert len(set(keys)) == 4
     assert weights_key(module()) == keys[0]
+    torch.manual_seed(0)
+    sequences = METHODS["CPC.video"]()
+    before = weights_key(sequences)
+    next(sequences.context.parameters()).data.view(-1)[0] += 1e-6
+    assert weights_key(sequences) != before  # its representation is that of the context network
 
 
 def test_images_labels_and_dates_of_files_make_the_key(tmp_path):

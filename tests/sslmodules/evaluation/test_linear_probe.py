@@ -4,8 +4,8 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from method_list import METHODS
-from runs import images, loader, same_bits, snapshot, trainer
+from method_list import METHODS, kind
+from runs import EXAMPLES, images, loader, same_bits, snapshot, trainer
 from sklearn.metrics import average_precision_score
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import sslmodules
-from sslmodules import LinearProbe, SimCLR
+from sslmodules import FineTune, LinearProbe, SimCLR
 from sslmodules.datamodules import LabeledDataModule
 from sslmodules.encoders import ConvNet, create_encoder, export_weights
 from sslmodules.evaluation import base, classification_loss, stage_vectors
@@ -156,19 +156,24 @@ def test_what_cannot_be_probed_gets_one_sentence(kwargs, sentence):
         probe(**kwargs)
 
 
-@pytest.mark.parametrize(
-    "name", ["SimCLR", "Colorization", "SplitBrain", "RelativePatch", "MAE", "DINO.vit", "DINOv2", "MoCoV3"]
-)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_encoder_is_fed_and_read_as_by_its_method(name, tmp_path):
     method = METHODS[name](optimizer=torch.optim.SGD).eval()
     with torch.no_grad():
         for p in method.parameters():
             p.add_(0.01 * torch.randn_like(p))  # a teacher differs from its student
-    x = images(4)[:][0]
-    expected = method.teacher_encoder(method.preprocess(x)) if "DINO" in name else method(x)
+    x = EXAMPLES[kind(name)](4)[:][0]
     module = LinearProbe(saved(method, tmp_path), num_classes=4).eval()
-    assert torch.equal(module(x), expected)
-    assert {k.split(".")[0] for k in module.state_dict()} == {"best", "encoder", "heads"}
+    if "DINO" in name:
+        method.encoder = method.teacher_encoder
+    assert torch.equal(module(x), method(x))
+    assert {k.split(".")[0] for k in module.state_dict()} - {"behind"} == {"best", "encoder", "heads"}
+    if kind(name) == "sound":
+        with pytest.raises(ValueError, match="offers no stages"):
+            module.features(x)
+    else:
+        assert all(map(torch.equal, module.features(x, [0, -1]), method.features(x, [0, -1])))
+        assert [m.ndim for m in module.features(x)] == [4] * len(method.features(x))
 
 
 def test_a_checkpoint_does_without_the_one_it_came_from(tmp_path):
@@ -186,17 +191,27 @@ def test_a_checkpoint_does_without_the_one_it_came_from(tmp_path):
     ):
         assert same_bits(snapshot(module), snapshot(again))
         assert torch.equal(module.eval().logits(x), again.eval().logits(x))
-    nested = LinearProbe(str(tmp_path / "probe.ckpt"), num_classes=2)  # a probe of a probe's encoder
-    assert torch.equal(nested.eval()(x), module(x))
+
+
+def test_what_an_evaluation_reads_is_evaluated_in_turn(tmp_path):
+    of_contexts = saved(METHODS["CPC.video"](), tmp_path)
+    pooled = FineTune(**METHODS["Rotation.vit"].keywords, num_classes=4, global_pool=True)
+    for module, what in ((LinearProbe(of_contexts, num_classes=4), "video"), (pooled, "image")):
+        x = EXAMPLES[what](4)[:][0]
+        nested = LinearProbe(saved(module.eval(), tmp_path), num_classes=2).eval()
+        assert torch.equal(nested(x), module(x))
+        again = sslmodules.load(saved(nested, tmp_path)).eval()
+        assert torch.equal(again(x), module(x))
+        assert not any(p.requires_grad for name, p in nested.named_parameters() if not name.startswith("heads"))
 
 
 def test_an_encoder_given_as_an_object_is_asked_for_when_loading(tmp_path):
     encoder = ConvNet(widths=(4, 8))
-    for kind in (LinearProbe(encoder=encoder, num_classes=4), SimCLR(encoder, output_dim=8)):
-        path = saved(kind, tmp_path)
+    for module in (LinearProbe(encoder=encoder, num_classes=4), SimCLR(encoder, output_dim=8)):
+        path = saved(module, tmp_path)
         with pytest.raises(ValueError, match=r"pass encoder=\.\.\. when loading"):
             sslmodules.load(path)
-        assert same_bits(snapshot(sslmodules.load(path, encoder=encoder)), snapshot(kind))
+        assert same_bits(snapshot(sslmodules.load(path, encoder=encoder)), snapshot(module))
     with pytest.raises(ValueError, match=r"pass encoder=\.\.\. when loading"):
         LinearProbe(path)
     again = LinearProbe(path, encoder=ConvNet(widths=(4, 8)))

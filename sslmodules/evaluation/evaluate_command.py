@@ -40,6 +40,7 @@ RANDOM = "random"  # initialisation
 STAGES = 6  # of an encoder, at most
 FRACTIONS = (0.01, 0.1, 1.0)
 EMBEDDED = 1000  # images in the plane
+INPUTS = {"image": "images", "sound": "recordings", "video": "clips"}
 SHOWN = 6  # rows of pictures, and neighbours in each
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "devices": 1}
 
@@ -108,6 +109,7 @@ def evaluate(
     report.content |= {
         "data": type(data).__name__,
         "reference": reference,
+        "inputs": INPUTS[encoders[0].module.input_kind],
         "train_images": len(images.train.dataset),  # type: ignore[arg-type]
         "test_images": len(images.test.dataset),  # type: ignore[arg-type]
     }

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sslmodules.callbacks.features import frozen, labeled_part
 
@@ -39,7 +40,7 @@ def extract(
     """
     features, labels, count = [], [], 0
     with frozen(module):
-        for batch in loader:
+        for batch in tqdm(loader, "features", leave=False, disable=None):  # None: a bar on terminals alone
             part = labeled_part(batch, several=True)
             if part is None:
                 continue

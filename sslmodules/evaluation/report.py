@@ -19,6 +19,7 @@ from sslmodules.views.corruptions import CORRUPTIONS, SEVERITIES
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#666666")
 WIDTH, HEIGHT = 460, 280  # px of a chart
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 40  # px around its axes
+NUMBERED = ("stages", "fractions")
 NAMED_CLASSES = 20  # in a legend at most
 
 Series = Mapping[str, Sequence[float | None]]  # values in [0, 1] by the name of the encoder, one a tick
@@ -69,8 +70,13 @@ def summary(report: Mapping[str, Any]) -> Table:
 
 
 def keys(results: Sequence[Mapping[str, Any]], axis: str) -> list[str]:
-    """Names under which any encoder has a value of an axis, in their order."""
-    return list(dict.fromkeys(key for result in results for key in result.get(axis, {})))
+    """Names under which any encoder has a value of an axis, in their order; numbers of several encoders by size.
+
+    >>> keys([{"stages": {"1": 0.4, "11": 0.5}}, {"stages": {"0": 0.3, "1": 0.4}}], "stages")
+    ['0', '1', '11']
+    """
+    found = list(dict.fromkeys(key for result in results for key in result.get(axis, {})))
+    return sorted(found, key=float) if axis in NUMBERED else found
 
 
 def corrupted(result: Mapping[str, Any]) -> bool:
@@ -286,7 +292,7 @@ def html(report: Mapping[str, Any], folder: Path) -> str:
     embedded = {name: result["embedding"] for name, result in results.items() if "embedding" in result}
     if embedded:
         charts = [scatter_chart(n, e["points"], e["labels"], report["classes"]) for n, e in embedded.items()]
-        parts.append("<h2>Embeddings of held-out images, by t-SNE</h2>")
+        parts.append("<h2>Embeddings, by t-SNE</h2>")
         parts.append(f'<div class="charts">{"".join(charts)}</div>')
     pictures = [
         f"<figure><figcaption>{escape(name)}: {escape(caption)}</figcaption>{_inline(folder / file)}</figure>"
@@ -313,7 +319,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _what(report: Mapping[str, Any]) -> str:
     paths = [f"{name} is {entry['path']}" for name, entry in report["encoders"].items() if entry["path"]]
     return (
-        f"{report['data']}: {report['test_images']:,} held-out images of {len(report['classes'])} classes, "
+        f"{report['data']}: {report['test_images']:,} held-out {report['inputs']} of {len(report['classes'])} classes, "
         f"{report['train_images']:,} to fit on. " + "; ".join(paths) + "."
     )
 
@@ -327,9 +333,10 @@ def explanation(report: Mapping[str, Any]) -> str:
     ]
     if any(corrupted(entry["results"]) for entry in report["encoders"].values()):
         sentences.append(
-            "Corrupted images are classified by the probe of clean ones; mCE is the error relative to that of "
-            f"{report['reference']}, and relative mCE what it rises by over that on clean images (Hendrycks, "
-            "Dietterich 2019; without frost, with draws of our own: not comparable with published numbers)."
+            f"Corrupted are {report['settings']['corrupted_images']:,} of the held-out images, and classified by the "
+            f"probe of clean ones; mCE is the error relative to that of {report['reference']}, and relative mCE what "
+            "it rises by over that on the same images clean (Hendrycks, Dietterich 2019; without frost, with draws of "
+            "our own: not comparable with published numbers)."
         )
     return " ".join(sentences)
 
@@ -353,7 +360,9 @@ def _charts(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if ticks:
             lines = {name: [r[axis].get(t) for t in ticks] for name, r in results.items() if axis in r}
             charts.append(line_chart(title, shown, [tick(t) for t in ticks], lines))
-    lines = {n: [r["linear"], *accuracy_by_severity(r["corruptions"])] for n, r in results.items() if corrupted(r)}
+    lines = {
+        n: [1 - r["clean_error"], *accuracy_by_severity(r["corruptions"])] for n, r in results.items() if corrupted(r)
+    }
     if lines:
         ticks = ["clean", *map(str, SEVERITIES)]
         charts.append(line_chart("Linear probe on corrupted images", "severity", ticks, lines))

@@ -1,5 +1,7 @@
 """The final table's numbers, beside scikit-learn's on the same features."""
 
+import sys
+
 import pytest
 import torch
 from runs import images, loader
@@ -48,3 +50,11 @@ def test_without_labels_there_is_nothing_to_probe():
     assert probe(method, unlabeled, loader(8), stages=2) is None
     assert probe(method, loader(8), unlabeled) is None
     assert extract(method, unlabeled)[0].shape == (0, 0)
+
+
+def test_reading_shows_its_progress_on_a_terminal_alone(capsys, monkeypatch):
+    extract(Rotation(**TINY), loader(16))
+    assert "features" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    extract(Rotation(**TINY), loader(16))
+    assert "features:   0%" in capsys.readouterr().err

@@ -39,6 +39,8 @@ def example(folder):
     return {
         "data": "Digits",
         "classes": ["zero", "one"],
+        "settings": {"corrupted_images": 100},
+        "inputs": "images",
         "train_images": 1500,
         "test_images": 297,
         "reference": "random",

@@ -27,7 +27,7 @@ from sslmodules.evaluation.cache import cached, data_key, in_order, weights_key
 from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, linear_classifier
 from sslmodules.evaluation.features import Features, evenly, features_of
 from sslmodules.evaluation.finetune import FineTune
-from sslmodules.evaluation.report import html, markdown, plain_table, summary
+from sslmodules.evaluation.report import SUPERVISED, html, markdown, plain_table, summary
 from sslmodules.evaluation.robustness import corruption_errors, error
 from sslmodules.hyperparameters import class_path
 from sslmodules.loading import load
@@ -98,7 +98,7 @@ def evaluate(
     corrupted = in_order(images.test, max_corrupted) if corruptions else None
     if corrupted is not None:
         settings["corrupted_images"] = len(corrupted.dataset)  # type: ignore[arg-type]
-    names = [each.name for each in encoders] + ["supervised"] * (supervised > 0)
+    names = [each.name for each in encoders] + [SUPERVISED] * (supervised > 0)
     reference = reference or next(each.name for each in encoders if each.ckpt is None)
     if reference not in names:
         raise ValueError(f"--reference {reference}: there is no such encoder; there are {', '.join(names)}")
@@ -436,7 +436,7 @@ def _supervised(like: Evaluation, images: _Images, epochs: int, report: _Report,
             trainer = Trainer(**QUIET, max_epochs=epochs)
             trainer.fit(module, shuffled)
         trainer.save_checkpoint(file)
-    return _Encoder("supervised", FineTune.load_from_checkpoint(file, map_location="cpu", weights_only=True), None)
+    return _Encoder(SUPERVISED, FineTune.load_from_checkpoint(file, map_location="cpu", weights_only=True), None)
 
 
 def evaluate_command(args: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from sslmodules.views.corruptions import CORRUPTIONS, SEVERITIES
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#666666")
 WIDTH, HEIGHT = 460, 280  # px of a chart
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 40  # px around its axes
+SUPERVISED = "supervised"
 NUMBERED = ("stages", "fractions")
 NAMED_CLASSES = 20  # in a legend at most
 
@@ -331,6 +332,8 @@ def explanation(report: Mapping[str, Any]) -> str:
         "neighbours (kNN). NMI is that of k-means clusters with the classes. A random encoder is the same at its "
         "initialisation."
     ]
+    if SUPERVISED in report["encoders"]:
+        sentences.append("The supervised one was trained with all labels, before the probes saw few or all of them.")
     if any(corrupted(entry["results"]) for entry in report["encoders"].values()):
         sentences.append(
             f"Corrupted are {report['settings']['corrupted_images']:,} of the held-out images, and classified by the "

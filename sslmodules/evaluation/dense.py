@@ -28,6 +28,7 @@ class DenseEvaluation(Evaluation):
         self.train_encoder = train_encoder
         self.layer_decay = layer_decay
         self.encoder.requires_grad_(train_encoder)
+        self.behind.requires_grad_(False)  # maps do not pass through it
         if getattr(self.encoder, "mask_token", None) is not None:
             self.encoder.mask_token.requires_grad_(False)  # no image has one
 

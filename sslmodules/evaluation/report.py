@@ -20,6 +20,12 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a
 WIDTH, HEIGHT = 460, 280  # px of a chart
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 40  # px around its axes
 SUPERVISED = "supervised"
+PLACES = {  # rows of the table: axis and value
+    "segmentation, mean IoU": ("segmentation", "mean_iou"),
+    "segmentation, accuracy of pixels": ("segmentation", "pixel_accuracy"),
+    "detection, mAP": ("detection", "map"),
+    "detection, mAP at IoU 0.5": ("detection", "map_50"),
+}
 NUMBERED = ("stages", "fractions")
 NAMED_CLASSES = 20  # in a legend at most
 
@@ -65,6 +71,8 @@ def summary(report: Mapping[str, Any]) -> Table:
         row("relative mCE", lambda r: _relative_mce(r, reference))
     row("transfer, linear probe", nested("transfer", "linear"))
     row("transfer, kNN", nested("transfer", "knn"))
+    for name, (axis, value) in PLACES.items():
+        row(name, lambda r, axis=axis, value=value: r.get(axis, {}).get("values", {}).get(value))  # type: ignore[misc]
     for metric in keys(results, "pretext"):
         row(f"pretext task, {metric}", nested("pretext", metric), ".3f")
     return rows
@@ -298,7 +306,8 @@ def html(report: Mapping[str, Any], folder: Path) -> str:
     pictures = [
         f"<figure><figcaption>{escape(name)}: {escape(caption)}</figcaption>{_inline(folder / file)}</figure>"
         for name, result in results.items()
-        for caption, file in result.get("pictures", {}).items()
+        for pictured in (result, result.get("segmentation", {}), result.get("detection", {}))
+        for caption, file in pictured.get("pictures", {}).items()
     ]
     if pictures:
         parts.append(f'<h2>Pictures</h2><div class="pictures">{"".join(pictures)}</div>')
@@ -350,6 +359,8 @@ def _charts(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ("kNN", lambda r: r.get("knn")),
         ("NMI", lambda r: r.get("nmi")),
         ("transfer", lambda r: r.get("transfer", {}).get("linear")),
+        ("mIoU", lambda r: r.get("segmentation", {}).get("values", {}).get("mean_iou")),
+        ("mAP", lambda r: r.get("detection", {}).get("values", {}).get("map")),
         ("corrupted", lambda r: fmean(accuracy_by_severity(r["corruptions"])) if corrupted(r) else None),
     ]
     axes = [(name, value) for name, value in axes if any(value(r) is not None for r in results.values())]

@@ -9,13 +9,16 @@ import pytest
 import runs
 import timm
 import torch
+from evaluation_list import DETECTOR, batches, boxed, masked
+from lightning.pytorch import LightningDataModule
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Subset
 
-from sslmodules import SimCLR
+from sslmodules import SemanticSegmentation, SimCLR
 from sslmodules.datamodules import Digits, LabeledDataModule, UnlabeledDataModule
 from sslmodules.evaluation import evaluate_command as command
+from sslmodules.evaluation import measures
 from sslmodules.evaluation.probe import probe
 from sslmodules.views.corruptions import CORRUPTIONS
 
@@ -68,7 +71,7 @@ def test_evaluate_on_digits_from_end_to_end(checkpoint, tmp_path, capsys):
 def test_accuracies_are_those_of_the_probe(checkpoint, tmp_path):
     data = Digits()
     report = command.evaluate([checkpoint], data, out=str(tmp_path), max_images=100)
-    loaders = command._images(data, 100)[:2]
+    loaders = measures.labeled_images(data, 100)[:2]
     expected = probe(command.Evaluation(checkpoint), *loaders, stages=2, clusters=True)
     found = results(report)
     assert (found["linear"], found["knn"], found["nmi"]) == (expected.linear, expected.knn, expected.nmi)
@@ -92,8 +95,8 @@ def test_an_interrupted_run_goes_on_and_computes_nothing_twice(checkpoint, tmp_p
     calls = Counter()
     stop_at = 5
 
-    def counted(name):
-        function = getattr(command, name)
+    def counted(where, name):
+        function = getattr(where, name)
 
         def call(*args, **kwargs):
             calls[name] += 1
@@ -107,8 +110,10 @@ def test_an_interrupted_run_goes_on_and_computes_nothing_twice(checkpoint, tmp_p
         return command.evaluate([checkpoint], labeled(), out=str(tmp_path / out), corruptions=True)
 
     whole = run("whole")
+    places = {"features_of": measures, "cluster_nmi": measures}
     for name in ("features_of", "corruption_errors", "cluster_nmi", "_pictures", "_pretext"):
-        monkeypatch.setattr(command, name, counted(name))
+        where = places.get(name, command)
+        monkeypatch.setattr(where, name, counted(where, name))
     with pytest.raises(KeyboardInterrupt):
         run("out")
     assert calls == {"features_of": 2, "corruption_errors": stop_at, "cluster_nmi": 1}
@@ -133,7 +138,7 @@ def test_other_weights_under_the_same_name_are_measured_anew(checkpoint, tmp_pat
     saved["state_dict"][key] *= 2
     torch.save(saved, tmp_path / "other.ckpt")
     calls = []
-    monkeypatch.setattr(command, "cluster_nmi", lambda *a, **k: calls.append(1) or 0.5)
+    monkeypatch.setattr(measures, "cluster_nmi", lambda *a, **k: calls.append(1) or 0.5)
     command.evaluate([str(tmp_path / "other.ckpt")], labeled(), out=str(tmp_path / "out"))
     assert len(calls) == 1  # the encoder at random initialisation is the same
 
@@ -168,12 +173,48 @@ def test_published_weights_are_fed_as_imagenet_and_stand_beside_random_initialis
     torch.testing.assert_close(load_file(file)["representation"], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_heads_for_masks_and_boxes_stand_beside_the_probes(checkpoint, tmp_path):
+    pytest.importorskip("pycocotools")
+    loaders = {
+        axis: [batches(examples(12), 4), batches(examples(8, seed=1), 4)]
+        for axis, examples in (("masks", masked), ("boxes", boxed))
+    }
+    data = {axis: LightningDataModule() for axis in loaders}
+    for axis, (train, val) in loaders.items():
+        data[axis].train_dataloader, data[axis].val_dataloader = (lambda x=train: x), (lambda x=val: x)
+    data["masks"].num_classes, data["boxes"].num_classes = 2, 1
+
+    def run(**kwargs):
+        return command.evaluate(
+            [checkpoint], labeled(), out=str(tmp_path / "out"), head_epochs=2, detection=DETECTOR, **data, **kwargs
+        )
+
+    report = run()
+    for name in ("SimCLR", "random"):
+        found = results(report, name)
+        assert 0 < found["segmentation"]["values"]["mean_iou"] < found["segmentation"]["values"]["pixel_accuracy"] < 1
+        assert 0 <= found["detection"]["values"]["map"] <= 1
+        for axis in ("segmentation", "detection"):
+            assert all((tmp_path / "out" / file).is_file() for file in found[axis]["pictures"].values())
+    # The head stands on the weights of the checkpoint, and they stay.
+    values = [results(report, name)["segmentation"]["values"]["loss"] for name in ("SimCLR", "random")]
+    assert values[0] != values[1]
+    torch.manual_seed(0)
+    expected = SemanticSegmentation(checkpoint, num_classes=2)
+    trainer = runs.trainer(tmp_path, max_epochs=2, check_val_every_n_epoch=2)
+    trainer.fit(expected, *loaders["masks"])
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(values[0], rel=1e-5)
+    assert "segmentation, mean IoU" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(ValueError, match="holds a report with other segmentation"):
+        run(segmentation={"learning_rate": 0.1})
+
+
 def test_two_classes_and_a_class_that_validation_lacks(checkpoint, tmp_path):
     val = Subset(runs.images(8, classes=2, seed=1), [0, 2, 4])
     data = labeled(runs.images(16, classes=2), val)
     report = command.evaluate([checkpoint], data, out=str(tmp_path))
     assert report["classes"] == ["0", "1"]
-    expected = probe(command.Evaluation(checkpoint), *command._images(data, 100)[:2])
+    expected = probe(command.Evaluation(checkpoint), *measures.labeled_images(data, 100)[:2])
     assert (results(report)["linear"], results(report)["knn"]) == (expected.linear, expected.knn)
 
 

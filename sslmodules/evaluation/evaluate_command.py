@@ -76,9 +76,9 @@ def evaluate(
         max_corrupted: of the validation images, taken evenly; None corrupts all that there are.
         supervised: train the encoder of the first checkpoint with all labels too, for so many epochs; 0 leaves it out.
         head_epochs: how long heads for masks and boxes are trained.
-        segmentation: arguments of :class:`~sslmodules.SemanticSegmentation`, such as ``{"size": 160}``; with
-            ``{"train_encoder": true}`` the encoder is trained along.
-        detection: arguments of :class:`~sslmodules.Detection`, such as ``{"min_size": 64}``.
+        segmentation: arguments of sslmodules.SemanticSegmentation, such as '{"size": 160}'; '{"train_encoder": true}'
+            trains the encoder along.
+        detection: arguments of sslmodules.Detection, such as '{"min_size": 64}'.
         reference: name in the table of the encoder to which the mean corruption error is relative; by default the
             first that is at random initialisation.
         encoder: name of the encoder, where a file does not tell it (see sslmodules.encoders.create_encoder).

@@ -23,7 +23,7 @@ from sslmodules.evaluation.detection import Detection
 from sslmodules.evaluation.downstream import QUIET, of_places, supervised_encoder
 from sslmodules.evaluation.features import evenly
 from sslmodules.evaluation.measures import SHOWN, LabeledImages, Measures, image_at, labeled_images
-from sslmodules.evaluation.report import SUPERVISED, html, markdown, plain_table, summary
+from sslmodules.evaluation.report import RANDOM, SUPERVISED, html, markdown, plain_table, summary
 from sslmodules.evaluation.results import Results
 from sslmodules.evaluation.robustness import corruption_errors, error
 from sslmodules.evaluation.segmentation import SemanticSegmentation
@@ -32,7 +32,6 @@ from sslmodules.loading import load
 from sslmodules.module import SSLModule
 from sslmodules.views.corruptions import CORRUPTIONS
 
-RANDOM = "random"  # initialisation
 INPUTS = {"image": "images", "sound": "recordings", "video": "clips"}
 
 

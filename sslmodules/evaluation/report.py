@@ -19,7 +19,9 @@ from sslmodules.views.corruptions import CORRUPTIONS, SEVERITIES
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#666666")
 WIDTH, HEIGHT = 460, 280  # px of a chart
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 12, 40  # px around its axes
+RANDOM = "random"  # initialisation
 SUPERVISED = "supervised"
+PALE = 0.4
 PLACES = {  # rows of the table: axis and value
     "segmentation, mean IoU": ("segmentation", "mean_iou"),
     "segmentation, accuracy of pixels": ("segmentation", "pixel_accuracy"),
@@ -171,15 +173,16 @@ def line_chart(title: str, axis: str, ticks: Sequence[str], series: Series) -> s
     low, high = (low - 0.1, high + 0.1) if low == high else (low, high)
     step = (WIDTH - LEFT - RIGHT) / len(ticks)
     marks = []
-    for color, (name, line) in zip(colors(len(series)), series.items(), strict=True):
+    for (color, opacity), (name, line) in zip(shades(list(series)), series.items(), strict=True):
         places = [(LEFT + step * (i + 0.5), _height(v, low, high), v) for i, v in enumerate(line) if v is not None]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
-        marks.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+        marks.append(f'<polyline points="{path}" fill="none" stroke="{color}" opacity="{opacity}" stroke-width="2"/>')
         marks += [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}"><title>{escape(name)}: {v:.1%}</title></circle>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{color}" opacity="{opacity}">'
+            f"<title>{escape(name)}: {v:.1%}</title></circle>"
             for x, y, v in places
         ]
-    return _figure(title, _axes(axis, ticks, low, high) + "".join(marks), list(series))
+    return _figure(title, _axes(axis, ticks, low, high) + "".join(marks), _legend(list(series)))
 
 
 def bar_chart(title: str, ticks: Sequence[str], series: Series) -> str:
@@ -188,16 +191,16 @@ def bar_chart(title: str, ticks: Sequence[str], series: Series) -> str:
     step = (WIDTH - LEFT - RIGHT) / len(ticks)
     width = 0.8 * step / len(series)
     bars = []
-    for number, (color, (name, line)) in enumerate(zip(colors(len(series)), series.items(), strict=True)):
+    for number, ((color, opacity), (name, line)) in enumerate(zip(shades(list(series)), series.items(), strict=True)):
         for i, value in enumerate(line):
             if value is None:
                 continue
             x, y = LEFT + step * (i + 0.1) + width * number, _height(value, 0, high)
             bars.append(
                 f'<rect x="{x:.1f}" y="{y:.1f}" width="{0.92 * width:.1f}" height="{HEIGHT - BOTTOM - y:.1f}" '
-                f'fill="{color}"><title>{escape(name)}: {value:.1%}</title></rect>'
+                f'fill="{color}" opacity="{opacity}"><title>{escape(name)}: {value:.1%}</title></rect>'
             )
-    return _figure(title, _axes("", ticks, 0, high) + "".join(bars), list(series))
+    return _figure(title, _axes("", ticks, 0, high) + "".join(bars), _legend(list(series)))
 
 
 def scatter_chart(title: str, points: Sequence[Sequence[float]], labels: Sequence[int], classes: Sequence[str]) -> str:
@@ -218,7 +221,8 @@ def scatter_chart(title: str, points: Sequence[Sequence[float]], labels: Sequenc
         f"<title>{escape(classes[label])}</title></circle>"
         for (x, y), label in zip(points, labels, strict=True)
     )
-    return _figure(title, dots, classes if len(classes) <= NAMED_CLASSES else [])
+    legend = [(name, color, 1.0) for name, color in zip(classes, palette, strict=True)]
+    return _figure(title, dots, legend if len(classes) <= NAMED_CLASSES else [])
 
 
 def colors(count: int) -> list[str]:
@@ -226,6 +230,22 @@ def colors(count: int) -> list[str]:
     if count <= len(COLORS):
         return list(COLORS[:count])
     return [f"hsl({360 * i / count:.0f}, 70%, {40 + 15 * (i % 2)}%)" for i in range(count)]
+
+
+def shades(encoders: Sequence[str]) -> list[tuple[str, float]]:
+    """Colour and opacity of each encoder; beside a trained one, the same at random initialisation is paler.
+
+    >>> shades(["MAE", "random MAE", "DINO"])
+    [('#0072b2', 1.0), ('#0072b2', 0.4), ('#d55e00', 1.0)]
+    """
+    trained = [name.removeprefix(f"{RANDOM} ") for name in encoders]
+    trained = [short if short in encoders else name for name, short in zip(encoders, trained, strict=True)]
+    own = dict(zip(dict.fromkeys(trained), colors(len(set(trained))), strict=True))
+    return [(own[of], 1.0 if of == name else PALE) for name, of in zip(encoders, trained, strict=True)]
+
+
+def _legend(encoders: Sequence[str]) -> list[tuple[str, str, float]]:
+    return [(name, *shade) for name, shade in zip(encoders, shades(encoders), strict=True)]
 
 
 def _height(value: float, low: float, high: float) -> float:
@@ -250,10 +270,10 @@ def _axes(axis: str, ticks: Sequence[str], low: float, high: float) -> str:
     return "".join(parts) + f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axis)}</text>'
 
 
-def _figure(title: str, marks: str, names: Sequence[str]) -> str:
+def _figure(title: str, marks: str, named: Sequence[tuple[str, str, float]]) -> str:
     legend = "".join(
-        f'<span><i style="background:{color}"></i>{escape(name)}</span>'
-        for color, name in zip(colors(len(names)), names, strict=True)
+        f'<span><i style="background:{color};opacity:{opacity}"></i>{escape(name)}</span>'
+        for name, color, opacity in named
     )
     drawn = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{marks}</svg>'
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawn}<p>{legend}</p></figure>"

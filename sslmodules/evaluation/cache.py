@@ -68,7 +68,7 @@ def weights_key(module: SSLModule) -> str:
     """A hash of an encoder, its weights, and how it is fed."""
     method = module.method if isinstance(module, Evaluation) else module
     fed = (type(module.encoder).__name__, module.in_channels, module.size, module.mean, module.std, method.reads_map)
-    states = [part.state_dict() for part in method.encoding_parts.values()]
+    states = [part.state_dict() for part in module.encoding_parts.values()]
     return _hash(fed, *(part for state in states for name in sorted(state) for part in (name, state[name])))
 
 

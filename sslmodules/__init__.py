@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import lazy_loader
+
 __version__ = "0.1.0"
 
 # In a checkout the folders `callbacks`, `datamodules` and `configs` lie beside this one; an installed package has them
@@ -11,33 +13,5 @@ _setup = _root / "setup.cfg"
 if _setup.is_file() and "name = sslmodules\n" in _setup.read_text(encoding="utf-8"):
     __path__.append(str(_root))
 
-from sslmodules.contrastive import CPC, MoCo, MoCoV3, SimCLR  # noqa: E402
-from sslmodules.distillation import DINO, DINOv2  # noqa: E402
-from sslmodules.evaluation import Detection, FineTune, LinearProbe, SemanticSegmentation  # noqa: E402
-from sslmodules.loading import load  # noqa: E402
-from sslmodules.module import SSLModule  # noqa: E402
-from sslmodules.pretext import Jigsaw, RelativePatch, Rotation  # noqa: E402
-from sslmodules.reconstruction import MAE, Colorization, Inpainting, SplitBrain, VideoColorization  # noqa: E402
-
-__all__ = [
-    "CPC",
-    "DINO",
-    "MAE",
-    "Colorization",
-    "DINOv2",
-    "Detection",
-    "FineTune",
-    "Inpainting",
-    "Jigsaw",
-    "LinearProbe",
-    "MoCo",
-    "MoCoV3",
-    "RelativePatch",
-    "Rotation",
-    "SSLModule",
-    "SemanticSegmentation",
-    "SimCLR",
-    "SplitBrain",
-    "VideoColorization",
-    "load",
-]
+# Public names, listed in __init__.pyi, are imported when they are first used, so that the command line answers at once.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
@@ -152,8 +151,3 @@ def _write_colors(
 def _save(tiles: Tensor, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(grid(tiles.cpu(), min_side=1), path)
-
-
-def attention(args: Sequence[str]) -> None:
-    """Run ``sslmodules attention`` with what follows these words on the command line."""
-    auto_cli(write_attention, as_positional=False, args=list(args), prog="sslmodules attention")

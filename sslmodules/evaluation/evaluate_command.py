@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
-import sslmodules.datamodules  # noqa: F401  # so that its classes are known by their names
 from sslmodules.callbacks.features import frozen
 from sslmodules.callbacks.pictures import grid
 from sslmodules.evaluation.base import Evaluation
@@ -272,15 +270,3 @@ def _method(each: _Encoder) -> SSLModule | None:
     if each.ckpt is None or each.module.held["class_path"] == class_path(SSLModule):
         return None
     return load(each.ckpt).to(each.module.device)
-
-
-def evaluate_command(args: Sequence[str]) -> None:
-    """Run ``sslmodules evaluate`` with what follows these words on the command line."""
-    parser = ArgumentParser(prog="sslmodules evaluate", description=(evaluate.__doc__ or "").split("\n")[0])
-    parser.add_argument("--ckpt", nargs="+", type=str, required=True, help="checkpoints, or published weights")
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="labeled images")
-    parser.add_subclass_arguments(LightningDataModule, "transfer", required=False, help="other labeled images")
-    parser.add_subclass_arguments(LightningDataModule, "masks", required=False, help="images with masks")
-    parser.add_subclass_arguments(LightningDataModule, "boxes", required=False, help="images with boxes")
-    parser.add_function_arguments(evaluate, skip={"ckpt", "data", "transfer", "masks", "boxes"})
-    evaluate(**parser.instantiate(parser.parse_args(list(args))).as_dict())

@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from PIL import Image, ImageColor
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_image
@@ -313,8 +312,3 @@ def _row(name: str, agreements: Iterable[Agreement]) -> str:
 
 def _plain(agreement: Agreement) -> dict[str, dict[str, float]]:
     return {"J": agreement.region._asdict(), "F": agreement.boundary._asdict()}
-
-
-def propagate(args: Sequence[str]) -> None:
-    """Run ``sslmodules propagate`` with what follows these words on the command line."""
-    auto_cli(propagate_masks, as_positional=False, args=list(args), prog="sslmodules propagate")

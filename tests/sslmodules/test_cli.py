@@ -16,6 +16,7 @@ from runs import same_bits
 
 import sslmodules
 from sslmodules import cli, configs
+from sslmodules.cli import arguments, lightning
 
 CONFIGS = sorted(Path(configs.__path__[0]).glob("*.yaml"))
 SMALL = ["--model.encoder", "conv4", "--model.encoder_args", '{"widths": [8, 16]}', "--model.warmup_epochs", "0"]
@@ -89,7 +90,7 @@ def test_fit_validate_test_and_predict(capsys):
 
 def test_the_untrained_method_of_the_table_is_untrained_as_a_whole(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "probe", lambda module, *loaders, **kwargs: seen.append(module))
+    monkeypatch.setattr(lightning, "probe", lambda module, *loaders, **kwargs: seen.append(module))
     context = ["--model.input_kind", "image", "--model.context", "masked_rows", "--model.context_args.hidden", "8"]
     method = ["--model", "CPC", *SMALL, *context, "--model.steps", "5", "--model.size", "32"]
     short = ["--data.batch_size", "8", "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1"]
@@ -133,7 +134,7 @@ def test_a_linear_probe_is_fitted_and_validated_from_a_checkpoint(capsys):
 
 def test_fit_alone_is_simclr_on_digits(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "CLI", lambda *a, **k: seen.append(k["args"]))
+    monkeypatch.setattr(lightning, "CLI", lambda *a, **k: seen.append(k["args"]))
     cli.main(["fit"])
     cli.main(["fit", "--trainer.max_epochs", "1"])
     for args in seen:
@@ -163,13 +164,57 @@ def test_recipes_parse_and_print_config_round_trips(path, capsys):
         (["fit", "--model", "SimCLR", "--data", "ImageFolder", "--data.root", "nowhere"], "nowhere"),
         (["fit", "--model", "SimCLR", "--data", "ImageFolder", "--data.root", "empty"], "empty"),
         (["predict", "--ckpt_path", "no.ckpt", "--data", "Digits"], "no.ckpt: there is no such file"),
-        ([], "subcommand"),
+        (["fit", "--model", "MoCo", "--data", "Digits", "--model.learnin_rate=3"], "mean --model.learning_rate?"),
+        (["fit", "--trainer.max_epoch", "3"], "no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
+        (["fit", "--trainer.max_epochs", "abc"], "--trainer.max_epochs is 'abc', expected int or null"),
+        (["fti"], "there is no command 'fti'; did you mean fit?"),
+        (["attention", "--ckpt", "x"], "there is no --images and no --out; it is required"),
+        ([], "usage: sslmodules COMMAND"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence_and_nothing_is_written(args, said, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert said in printed(capsys, *args)
+    out = printed(capsys, *args)
+    assert said in out
+    assert len(out.splitlines()) <= (2 if args else 20)  # the sentence and the status
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_class_is_named_as_a_person_types_it():
+    args = arguments.completed("fit", ["--model", "simclr", "--data=image_folder", "--data.root", "photos"])
+    assert args == ["--model", "SimCLR", "--data", "ImageFolder", "--data.root", "photos"]
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_help_fits_two_screens_and_all_of_it_is_there(command, capsys):
+    short = printed(capsys, command, "--help")
+    assert "--trainer.max_epochs" in short
+    assert "--trainer.profiler" not in short
+    assert len(short.splitlines()) < 80
+    assert max(map(len, short.splitlines())) <= 140
+    assert "--trainer.profiler" in printed(capsys, command, "--help", "all")
+
+
+def test_help_of_a_class_lists_its_arguments_and_not_every_module_of_torch(capsys):
+    shown = printed(capsys, "fit", "--model.help", "MoCo")
+    assert "--model.queue_size" in shown
+    assert len(shown.splitlines()) < 150
+
+
+def test_help_version_and_a_mistyped_command_answer_at_once():
+    for args, status in ((["--help"], 0), (["--version"], 0), (["fti"], 2)):
+        code = f"import sys; sys.argv[1:] = {args}; from sslmodules.cli import main\ntry: main()\n"
+        code += "except SystemExit as left: sys.exit(100 + left.code if 'torch' in sys.modules else left.code)"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert run.returncode == status, run.stderr
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_stands_in_the_list_and_takes_a_configuration(command, capsys):
+    assert f"  {command} " in printed(capsys, "--help")
+    shown = printed(capsys, command, "--help")
+    assert "--config" in shown
+    assert "--print_config" in shown
 
 
 def test_a_corrupt_picture_is_named_or_skipped(capsys):

@@ -16,6 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import Subset
 
 from sslmodules import SemanticSegmentation, SimCLR
+from sslmodules.cli.evaluate import run
 from sslmodules.datamodules import Digits, LabeledDataModule, UnlabeledDataModule
 from sslmodules.evaluation import evaluate_command as command
 from sslmodules.evaluation import measures
@@ -47,7 +48,7 @@ def test_evaluate_on_digits_from_end_to_end(checkpoint, tmp_path, capsys):
     out = tmp_path / "out"
     args = ["--ckpt", checkpoint, "--data", "Digits", "--transfer", "Digits", "--transfer.size", "16"]
     args += ["--corruptions", "true", "--supervised", "1", "--max_images", "100", "--out", str(out)]
-    command.evaluate_command(args)
+    run("evaluate", args)
     printed = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text())
     assert list(report["encoders"]) == ["SimCLR", "random", "supervised"]

@@ -11,10 +11,10 @@ from PIL import Image
 from runs import trainer
 
 from sslmodules import DINO, Rotation
+from sslmodules.cli.functions import propagate
 from sslmodules.encoders import export_weights
 from sslmodules.evaluation.davis import boundary_accuracy, region_similarity, statistics
 from sslmodules.evaluation.looking import looked_by, only_shape
-from sslmodules.evaluation.propagate_command import propagate
 
 HEIGHT, WIDTH, FRAMES = 24, 40, 5
 PALETTE = [0, 0, 0, 10, 200, 30, 250, 240, 0]
@@ -72,11 +72,11 @@ def arguments(**options):
 def video(**options):
     folder = "davis/{}/480p/both"
     given = {"frames": folder.format("JPEGImages"), "mask": folder.format("Annotations") + "/00000.png", "out": "out"}
-    propagate(arguments(**{**given, **options}))
+    propagate("propagate", arguments(**{**given, **options}))
 
 
 def dataset(**options):
-    propagate(arguments(**{"davis": "davis", "split": "2017/val", "out": "out", **options}))
+    propagate("propagate", arguments(**{"davis": "davis", "split": "2017/val", "out": "out", **options}))
 
 
 def read(path):

@@ -1,20 +1,14 @@
-"""The command ``sslmodules fit|validate|test|predict``, on LightningCLI in subclass mode, and those beside it."""
+"""``sslmodules fit``, ``validate``, ``test`` and ``predict``: LightningCLI in subclass mode."""
 
 import copy
-import difflib
-import json
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningCLI
 
-import sslmodules
-from sslmodules import callbacks, configs, datamodules
 from sslmodules.callbacks import (
     Collapse,
     EmbeddingProjector,
@@ -24,21 +18,13 @@ from sslmodules.callbacks import (
     Pictures,
     PictureWriter,
 )
+from sslmodules.cli.arguments import completed
+from sslmodules.cli.parser import TrainerParser
+from sslmodules.cli.table import short, table
 from sslmodules.evaluation import Evaluation, ProbeResult, probe
-from sslmodules.evaluation.attention_command import attention
-from sslmodules.evaluation.evaluate_command import evaluate_command
-from sslmodules.evaluation.propagate_command import propagate
-from sslmodules.loading import read_checkpoint, subclasses
 from sslmodules.module import SSLModule
 
-DEFAULT_CONFIG = "simclr_digits.yaml"
 STAGES = 6  # of an encoder, in the table
-# LightningCLI looks for its subcommands on the Trainer, which these do not need; they have parsers of their own.
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "attention": attention,
-    "evaluate": evaluate_command,
-    "propagate": propagate,
-}
 
 
 class CLI(LightningCLI):
@@ -49,7 +35,7 @@ class CLI(LightningCLI):
     datamodule: LightningDataModule
     trainer: Trainer
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+    def add_arguments_to_parser(self, parser: TrainerParser) -> None:
         """Make the callbacks configurable: ``--probe.learning_rate``, ``--knn.k``, ``--checkpoint.monitor``, ..."""
         parser.add_lightning_class_args(OnlineLinearProbe, "probe")
         parser.add_lightning_class_args(OnlineKNN, "knn")
@@ -110,19 +96,19 @@ class CLI(LightningCLI):
         else:
             names = type(self.model).__name__, "the same encoder at random initialisation"
             both = self.model, self.untrained
-            print("\n" + _table([(name, self._probe(model)) for name, model in zip(names, both, strict=True)]))
+            print("\n" + table([(name, self._probe(model)) for name, model in zip(names, both, strict=True)]))
         for checkpoint in self.trainer.checkpoint_callbacks:
             path = getattr(checkpoint, "best_model_path", "")  # the latest, where nothing is monitored
             if path:
                 which = "last" if getattr(checkpoint, "monitor", None) is None else "best"
-                print(f"{which} checkpoint   {_short(path)}")
+                print(f"{which} checkpoint   {short(path)}")
         if self.trainer.log_dir:
-            print(f"logs, pictures    {_short(self.trainer.log_dir)}")
+            print(f"logs, pictures    {short(self.trainer.log_dir)}")
 
     def after_validate(self) -> None:
         """Print the probe and kNN of the encoder on the validation images."""
         if self.trainer.is_global_zero and not isinstance(self.model, Evaluation):
-            print("\n" + _table([(type(self.model).__name__, self._probe(self.model))]))
+            print("\n" + table([(type(self.model).__name__, self._probe(self.model))]))
 
     def _probe(self, model: SSLModule | None) -> ProbeResult | None:
         if model is None or not self._validates():
@@ -134,102 +120,35 @@ class CLI(LightningCLI):
     def _validates(self) -> bool:
         return self.trainer.limit_val_batches != 0 and bool(self.datamodule.val_dataloader())
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Build the parser of this command alone; that of the Trainer's others takes its time."""
+        return {TrainerParser.command: super().subcommands()[TrainerParser.command]}
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is: the model of a checkpoint was filled in before parsing."""
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line; ``sslmodules fit`` alone runs SimCLR on scikit-learn's digits.
-
-    Args:
-        args: what follows the command's name; None takes ``sys.argv``.
-    """
-    try:
-        given = sys.argv[1:] if args is None else args
-        if given and given[0] in COMMANDS:
-            return COMMANDS[given[0]](given[1:])
-        if args is None:
-            sys.argv[1:] = _completed(sys.argv[1:])
-        CLI(
-            SSLModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            parser_kwargs={"epilog": f"Besides: sslmodules {' or '.join(COMMANDS)}, each with --help."},
-            save_config_kwargs={"overwrite": True},
-            args=None if args is None else _completed(args),
-        )
-    except Exception as error:
-        sentence = _own_sentence(error)
-        if sentence is None:
-            raise
-        sys.exit(f"sslmodules: error: {sentence}")
-
-
-def _completed(args: list[str]) -> list[str]:
-    """Fill in what the command line leaves out: the default recipe, or the model that a checkpoint holds."""
-    given = dict(zip(args, [*args[1:], ""], strict=False)) | dict(a.split("=", 1) for a in args if "=" in a)
-    for option, base in (("--model", SSLModule), ("--data", LightningDataModule)):
-        names = [c.__name__ for c in subclasses(base)]
-        value = given.get(option, "")
-        if value.isidentifier() and value not in names:
-            near = difflib.get_close_matches(value, names, n=3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(names))}"
-            raise ValueError(f"{option} {value}: there is no such class{hint}")
-    if not args or {"--config", "-c", "--model"} & given.keys():
-        return args
-    if args[0] == "fit" and "--data" not in given and "--ckpt_path" not in given:
-        return ["fit", "--config", str(config(DEFAULT_CONFIG)), *args[1:]]
-    if "--ckpt_path" in given:
-        checkpoint = read_checkpoint(given["--ckpt_path"])
-        arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
-        model = {"class_path": checkpoint["sslmodules"]["class_path"], "init_args": arguments}
-        return [args[0], "--model", json.dumps(model), *args[1:]]
-    return args
-
-
-def _own_sentence(error: BaseException | None) -> str | None:
-    """What an error says that this package raised about its input; None for any other error."""
-    folders = tuple(str(Path(m.__path__[0]).resolve()) for m in (sslmodules, callbacks, datamodules))
-    while error is not None:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        ours = trace is not None and trace.tb_frame.f_code.co_filename.startswith(folders)
-        if ours and isinstance(error, (ValueError, FileNotFoundError, ImportError)):
-            return str(error)
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def config(name: str) -> Path:
-    """Path of a recipe that comes with the package."""
-    return Path(next(iter(configs.__path__))) / name
-
-
-def _table(rows: list[tuple[str, ProbeResult | None]]) -> str:
-    first = rows[0][1]
-    if first is None:
-        return "no labels to probe with: pass a labeled DataModule, or --data.labels true for ImageFolder"
-    known = [(name, result) for name, result in rows if result is not None]
-    lines = [f"{'':42}  linear probe   kNN"]
-    lines += [f"{name:42}  {r.linear:11.1%}  {r.knn:6.1%}" for name, r in known]
-    if first.stages:
-        lines.append(f"{'linear probe of each stage':42}" + "".join(f"{f'stage {s}':>10}" for s in first.stages))
-        lines += [f"{name:42}" + "".join(f"{a:10.1%}" for a in r.stages.values()) for name, r in known]
-    lines.append(f"on {first.test_images:,} held-out images, {first.train_images:,} to fit on")
-    return "\n".join(lines)
+def run(name: str, args: list[str]) -> None:
+    """Run ``sslmodules fit``, ``validate``, ``test`` or ``predict``."""
+    TrainerParser.command = name
+    TrainerParser.show_all = "all" in args and args[args.index("all") - 1] in ("-h", "--help")
+    complete = [name, *completed(name, [a for a in args if not (TrainerParser.show_all and a == "all")])]
+    from_shell = sys.argv[1:] == [name, *args]
+    if from_shell:
+        sys.argv[1:] = complete  # Lightning starts the processes of other devices with these
+    CLI(
+        SSLModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_class=TrainerParser,
+        save_config_kwargs={"overwrite": True},
+        args=None if from_shell else complete,
+    )
 
 
 def _waits_for_validation(callback: Callback) -> bool:
     return isinstance(callback, ModelCheckpoint) and "val" in (callback.monitor or "")
-
-
-def _short(path: str) -> str:
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path

@@ -1,0 +1,25 @@
+"""Commands that are a function of the package: its arguments are the command's options."""
+
+from collections.abc import Callable
+from typing import Any
+
+from sslmodules.cli.parser import FunctionParser
+from sslmodules.evaluation.attention_command import write_attention
+from sslmodules.evaluation.propagate_command import propagate_masks
+
+
+def attention(name: str, args: list[str]) -> None:
+    """Run ``sslmodules attention``."""
+    call(write_attention, name, args)
+
+
+def propagate(name: str, args: list[str]) -> None:
+    """Run ``sslmodules propagate``."""
+    call(propagate_masks, name, args)
+
+
+def call(function: Callable[..., Any], name: str, args: list[str]) -> None:
+    """Call a function with its arguments from the command line or from ``--config``."""
+    parser = FunctionParser(name, function)
+    parser.add_function_arguments(function, as_positional=False)
+    function(**parser.instantiate(parser.parse_args(args)).as_dict())

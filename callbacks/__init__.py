@@ -3,6 +3,7 @@
 from sslmodules.callbacks.collapse import Collapse
 from sslmodules.callbacks.embeddings import EmbeddingProjector, EmbeddingWriter
 from sslmodules.callbacks.knn import OnlineKNN
+from sslmodules.callbacks.last_checkpoint import LastCheckpoint
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.pictures import Pictures
 from sslmodules.callbacks.predicted import PictureWriter
@@ -14,6 +15,7 @@ __all__ = [
     "EmbeddingProjector",
     "EmbeddingWriter",
     "FeatureQueue",
+    "LastCheckpoint",
     "MomentumUpdate",
     "OnlineKNN",
     "OnlineLinearProbe",

@@ -1,0 +1,118 @@
+"""The checkpoint of the last step that was trained."""
+
+import os
+import time
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from sslmodules.trainer_state import gradients_pending
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Write ``last.ckpt`` at the end of every training epoch and of the fit, and at an interval within long epochs.
+
+    It does not matter whether and when the Trainer validates. The file is written after validation and after the
+    updates of all other callbacks (teacher, queue, probe), never while gradients are accumulated: a stop that a
+    callback asks for in the middle of an accumulation waits for the optimizer step.
+
+    Args:
+        dirpath: folder of the file; None takes ``checkpoints`` in the folder of the logger, as `ModelCheckpoint` does.
+        train_time_interval: time between two files within an epoch, by the clock of the first process; None writes at
+            the end of epochs only.
+
+    >>> trainer = Trainer(callbacks=[LastCheckpoint(train_time_interval=timedelta(minutes=10))], logger=False)
+    """
+
+    def __init__(
+        self,
+        dirpath: str | os.PathLike[str] | None = None,
+        train_time_interval: timedelta | None = timedelta(minutes=30),
+    ) -> None:
+        super().__init__(dirpath, save_top_k=0, train_time_interval=train_time_interval)
+        self._stop_waits = False
+        self._saved_at = (0.0, 0)  # time in seconds, optimizer step
+        self._next_question = 0  # optimizer step
+
+    @property
+    def state_key(self) -> str:
+        """The same whatever the interval is."""
+        return type(self).__qualname__
+
+    def save(self, trainer: Trainer) -> str:
+        """Write the file now and return its path; on several devices, every process has to call it.
+
+        While gradients are pending nothing is written, and the path is that of the latest file, "" where there is none.
+        """
+        if not gradients_pending(trainer):
+            self._write(trainer)
+        return self.last_model_path
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the file that the run goes on from for the last one, until another is written."""
+        self.best_model_path = self.last_model_path = str(trainer.ckpt_path or "")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count the time."""
+        self._saved_at = time.monotonic(), trainer.global_step
+        self._next_question = 0
+        self._stop_waits = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the file if it is time."""
+        self._hold_stop(trainer)
+        if not gradients_pending(trainer) and self._is_due(trainer):
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write nothing: the end of the epoch follows."""
+        self._hold_stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file once more: at the end of a fit, callbacks may have put averaged weights in place."""
+        self._write(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the next run has its own file."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def _write(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        path = os.path.join(str(self.dirpath), self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION)
+        self._save_checkpoint(trainer, path)
+        self.best_model_path = self.last_model_path = path
+        self._saved_at = time.monotonic(), trainer.global_step
+
+    def _hold_stop(self, trainer: Trainer) -> None:
+        if gradients_pending(trainer):
+            self._stop_waits |= trainer.should_stop
+            trainer.should_stop = False
+        elif self._stop_waits:
+            trainer.should_stop, self._stop_waits = True, False
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if self._train_time_interval is None or trainer.global_step < self._next_question:
+            return False
+        saved_at, step = self._saved_at
+        elapsed = time.monotonic() - saved_at
+        left = self._train_time_interval.total_seconds() - elapsed
+        if trainer.world_size == 1:
+            return left <= 0
+        # The first process decides for all. To ask it costs a collective, so it is asked again only when half of the
+        # steps that fit into the rest of the interval are done.
+        steps = 0 if left <= 0 else max(1, int(left / elapsed * (trainer.global_step - step) / 2))
+        steps = trainer.strategy.broadcast(steps)
+        self._next_question = trainer.global_step + steps
+        return steps == 0

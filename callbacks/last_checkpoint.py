@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from sslmodules.checkpoint_io import check_space
 from sslmodules.trainer_state import gradients_pending
 
 
@@ -51,7 +52,9 @@ class LastCheckpoint(ModelCheckpoint):
         return self.last_model_path
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the file that the run goes on from for the last one, until another is written."""
+        """Look whether the file can be written; the last one is that which the run goes on from, until another is."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_space(trainer, self._path)
         self.best_model_path = self.last_model_path = str(trainer.ckpt_path or "")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,12 +90,15 @@ class LastCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing."""
 
+    @property
+    def _path(self) -> str:
+        return os.path.join(str(self.dirpath), self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION)
+
     def _write(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = os.path.join(str(self.dirpath), self.CHECKPOINT_NAME_LAST + self.FILE_EXTENSION)
-        self._save_checkpoint(trainer, path)
-        self.best_model_path = self.last_model_path = path
+        self._save_checkpoint(trainer, self._path)
+        self.best_model_path = self.last_model_path = self._path
         self._saved_at = time.monotonic(), trainer.global_step
 
     def _hold_stop(self, trainer: Trainer) -> None:

@@ -67,18 +67,30 @@ def read_picture(file: str, shape: tuple[int, int], mode: str = "RGB", at: tuple
         ValueError: if the file cannot be read as a picture; the sentence names it.
 
     """
-    height, width = shape
     try:
         with Image.open(file) as image:
-            orientation = _orientation(image)
-            if orientation >= 5:  # lies on its side
-                height, width = width, height
+            height, width = reversed(shape) if _orientation(image) >= 5 else shape  # as it lies in the file
             scale = max(height / image.height, width / image.width)
             if image.format == "JPEG" and scale < 0.5:  # let the decoder halve it, never below twice the wanted size
                 image.draft(None, (math.ceil(2 * scale * image.width), math.ceil(2 * scale * image.height)))
-            picture = cover(_convert(image, mode), height, width, at)
+            return cut_picture(image, shape, mode, at)
     except Exception as error:  # the decoders raise all kinds
         raise ValueError(f"{file} cannot be read as a picture ({type(error).__name__}: {error})") from error
+
+
+def cut_picture(
+    image: Image.Image, shape: tuple[int, int], mode: str = "RGB", at: tuple[float, float] = (0.5, 0.5)
+) -> Tensor:
+    """As :func:`read_picture`, of a picture that is open already.
+
+    Example:
+        >>> cut_picture(Image.new("L", (30, 20)), (8, 8)).shape
+        torch.Size([3, 8, 8])
+
+    """
+    orientation = _orientation(image)
+    height, width = reversed(shape) if orientation >= 5 else shape  # of one that lies on its side
+    picture = cover(_convert(image, mode), height, width, at)
     if orientation in ORIENTATION:
         picture = picture.transpose(ORIENTATION[orientation])
     return pil_to_tensor(picture)
@@ -93,10 +105,14 @@ def picture_size(file: str) -> tuple[int, int]:
     """
     try:
         with Image.open(file) as image:
-            width, height = image.size
-            return (width, height) if _orientation(image) >= 5 else (height, width)
+            return upright_size(image)
     except Exception as error:
         raise ValueError(f"{file} cannot be read as a picture ({type(error).__name__}: {error})") from error
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an open picture once it is turned upright."""
+    return image.size if _orientation(image) >= 5 else (image.height, image.width)
 
 
 def common_size(

@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from sslmodules.batch import InputKind, check_clips, check_images, check_sound, unpack
+from sslmodules.callbacks.features import frozen
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
 from sslmodules.encoders import create_encoder, feature_dim, last_map, map_shape, pool, stage_maps
 from sslmodules.hyperparameters import class_path, save_init_arguments
+from sslmodules.inputs import as_list, to_images
 from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
 from sslmodules.precision import full_precision
 from sslmodules.views import center_square, denormalize, normalize, to_float
@@ -198,6 +200,21 @@ class SSLModule(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Representation (B, D) of images as a loader yields them."""
         return self.encode(self.preprocess(images))
+
+    def embed(self, pictures: Any, batch_size: int = 64) -> Tensor:
+        """Return features (N, D) of pictures, in eval mode and without gradient; the module stays as it was.
+
+        Args:
+            pictures: files, PIL images, arrays or tensors, one or several; see :func:`~sslmodules.inputs.to_images`.
+            batch_size: how many are read and encoded at a time.
+
+        Raises:
+            ValueError: no picture, or one that cannot be read or does not fit.
+        """
+        items = as_list(self, pictures)
+        with frozen(self):
+            batches = (to_images(self, items[i : i + batch_size]) for i in range(0, len(items), batch_size))
+            return torch.cat([self(images) for images in batches])
 
     def project(self, features: Tensor) -> Tensor:
         """Projection z of the representation h, what the loss compares; h itself in a method without projector."""

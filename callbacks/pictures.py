@@ -35,7 +35,10 @@ class Pictures(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Draw the first batch of the epoch."""
-        if batch_idx > 0 or trainer.current_epoch % self.every_n_epochs or not trainer.is_global_zero:
+        if batch_idx > 0 or trainer.current_epoch % self.every_n_epochs:
+            return
+        folder = trainer.log_dir  # a broadcast, so every rank asks for it
+        if not trainer.is_global_zero:
             return
         images = (
             inputs_of(batch) if isinstance(batch, dict) else batch[0] if isinstance(batch, (list, tuple)) else batch
@@ -48,15 +51,15 @@ class Pictures(Callback):
             torch.manual_seed(0)  # the same crops and colours each time; `frozen` puts the run's state back
             drawn = pl_module.pictures(*(part[: self.images] for part in shown))  # type: ignore[operator]
         for name, tiles in drawn.items():
-            self._write(trainer, name, tiles.float().cpu())
+            self._write(trainer, folder, name, tiles.float().cpu())
 
-    def _write(self, trainer: Trainer, name: str, tiles: Tensor) -> None:
+    def _write(self, trainer: Trainer, log_dir: str | None, name: str, tiles: Tensor) -> None:
         picture = grid(tiles, self.min_side)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"pictures/{name}", picture, trainer.global_step)
-        if trainer.log_dir is not None and trainer.loggers:
-            folder = Path(trainer.log_dir) / "pictures"
+        if log_dir is not None and trainer.loggers:
+            folder = Path(log_dir) / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
             save_image(picture, folder / f"{name}-step={trainer.global_step}.png")
 

@@ -2,6 +2,7 @@
 
 from sslmodules.callbacks.collapse import Collapse
 from sslmodules.callbacks.embeddings import EmbeddingProjector, EmbeddingWriter
+from sslmodules.callbacks.interruption import Interruption
 from sslmodules.callbacks.knn import OnlineKNN
 from sslmodules.callbacks.last_checkpoint import LastCheckpoint
 from sslmodules.callbacks.momentum import MomentumUpdate
@@ -15,6 +16,7 @@ __all__ = [
     "EmbeddingProjector",
     "EmbeddingWriter",
     "FeatureQueue",
+    "Interruption",
     "LastCheckpoint",
     "MomentumUpdate",
     "OnlineKNN",

@@ -53,3 +53,17 @@ def all_reduced(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
         x = x.contiguous()
         dist.all_reduce(x, getattr(dist.ReduceOp, op.upper()))
     return x
+
+
+def first_to_fail() -> bool:
+    """Return whether this process is the first of the run that asks: the one whose error is the cause of the others'.
+
+    Processes that wait for one that has failed get an error of their own, such as "Connection closed by peer".
+    """
+    if world_size() == 1:
+        return True
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.compare_set("sslmodules/first_to_fail", "", str(rank())) == str(rank()).encode()
+    except RuntimeError:  # the process that keeps the store has ended
+        return False

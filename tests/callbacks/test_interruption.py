@@ -151,7 +151,8 @@ def test_max_time_stops_within_an_epoch_and_counts_anew_after_resuming(whole, tm
 
 
 def test_a_run_without_a_last_checkpoint_gets_one(tmp_path):
-    run = trainer(tmp_path, max_epochs=1, callbacks=[Interruption(), At("on_train_batch_start", 2, send(signal.SIGINT))])
+    at = At("on_train_batch_start", 2, send(signal.SIGINT))
+    run = trainer(tmp_path, max_epochs=1, callbacks=[Interruption(), at])
     with pytest.raises(Interrupted) as error:
         run.fit(MoCo(**TINY, queue_size=8), LabeledDataModule(images(20), batch_size=4))
     assert torch.load(error.value.checkpoint, weights_only=True)["global_step"] == 2
@@ -159,7 +160,8 @@ def test_a_run_without_a_last_checkpoint_gets_one(tmp_path):
 
 def test_under_slurm_the_handler_that_requeues_stays(tmp_path, monkeypatch):
     slurm = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
-    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS_PER_NODE": "1"}
+    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "1"}
+    slurm |= {"SLURM_JOB_NODELIST": "localhost"}
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     seen = []

@@ -56,6 +56,14 @@ class FeatureQueue(nn.Module):
         self.features.index_copy_(0, (self.pointer + position) % length, keys[skipped:].to(self.features))
         self.pointer.add_(len(keys)).remainder_(length)
 
+    @torch.no_grad()
+    def resize(self, length: int) -> None:
+        """Take another length: the first keys stay, as many as fit; new ones are random."""
+        kept = self.features[:length]
+        new = F.normalize(torch.randn(length - len(kept), kept.shape[1]), dim=1).to(kept)
+        self.features = torch.cat([kept, new])
+        self.pointer.remainder_(length)
+
     def _apply(self, fn: Any, recurse: bool = True) -> "FeatureQueue":
         super()._apply(fn, recurse)
         self.features = self.features.float()  # stays fp32 under precision="bf16-true"

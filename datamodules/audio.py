@@ -35,10 +35,10 @@ class AudioFolder(FileFolder):
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
         on_error: a file that cannot be read is an error ("raise"), or the next one takes its place ("skip").
         extensions: endings of the files, in any case; None: the common ones.
-        batch_size: recordings in a batch of one process.
+        batch_size: recordings in a batch of one process; None: 64, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
         seed: of what is held out, the labels that stay, the order and the windows.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         ImportError: at once, if soundfile is not installed.
@@ -59,6 +59,7 @@ class AudioFolder(FileFolder):
 
     """
 
+    default_batch_size = 64
     kind = "recording"
     endings = EXTENSIONS
     draws = True
@@ -77,10 +78,10 @@ class AudioFolder(FileFolder):
         unlabeled: Literal["keep", "drop"] = "keep",
         on_error: Literal["raise", "skip"] = "raise",
         extensions: list[str] | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         root, val_root, test_root = (None if path is None else str(path) for path in (root, val_root, test_root))  # type: ignore[assignment]
         super().__init__(

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from sslmodules.datamodules.images import ImageSet, PairedSet, as_it_is
@@ -22,10 +23,10 @@ class ImageDataModule(LightningDataModule):
     along. The other loaders keep the dataset's order.
 
     Args:
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         num_workers: None: 0 for images that lie in memory, else the processors of this process less one, at most 8.
         seed: of the order, and of whatever a subclass draws.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Attributes:
         classes: names of the classes, or None.
@@ -41,22 +42,29 @@ class ImageDataModule(LightningDataModule):
     """
 
     classes: list[str] | None = None
+    default_batch_size: ClassVar[int] = 256
     draws: ClassVar[bool] = False  # whether what is read of a training item differs from epoch to epoch
 
     def __init__(
-        self, batch_size: int = 256, num_workers: int | None = None, seed: int = 0, drop_last: bool = True
+        self,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        drop_last: bool | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (num_workers or 0) < 0 or seed < 0:
+        self.batch_size = self.default_batch_size if batch_size is None else batch_size
+        if self.batch_size < 1 or (num_workers or 0) < 0 or seed < 0:
             raise ValueError(
                 "batch_size is at least 1, num_workers and seed are at least 0, "
                 f"got batch_size={batch_size}, num_workers={num_workers}, seed={seed}"
             )
-        self.batch_size = batch_size
+        self._batch_size_chosen = batch_size is not None
         self.num_workers = num_workers
         self.seed = seed
         self.drop_last = drop_last
         self._splits: dict[str, ImageSet | None] = {}
+        self._said: set[str] = set()
 
     @property
     def num_classes(self) -> int | None:
@@ -104,20 +112,44 @@ class ImageDataModule(LightningDataModule):
             options |= self.trainer.distributed_sampler_kwargs or {}
             limit = self.trainer.limit_train_batches or 1.0
         sampler = ResumableSampler(images, **options)
-        if self.drop_last and len(sampler) < self.batch_size:
-            raise ValueError(
-                f"{len(sampler)} training images for each process are fewer than batch_size={self.batch_size}, and "
-                f"drop_last=True would leave no batch: pass batch_size={len(sampler)} or less, or drop_last=False"
-            )
+        batch_size, drop_last = self._training_batches(len(sampler))
         data = images if labeled is None else PairedSet(images, labeled)
         return ResumableLoader(
             data,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             limit=limit,
-            drop_last=self.drop_last,
+            drop_last=drop_last,
             **self._loading(data),
         )
+
+    def _training_batches(self, images: int) -> tuple[int, bool]:
+        """Size of a training batch, and whether an odd last one is left out, for so many images of one process."""
+        batch_size = self.batch_size
+        if images < batch_size and not self._batch_size_chosen:
+            batch_size = images
+            self._say(f"a training batch holds all {images} images, fewer than the default of {self.batch_size}")
+        elif images < batch_size and self.drop_last:
+            raise ValueError(
+                f"{images} training images for each process are fewer than batch_size={batch_size}, and "
+                f"drop_last=True would leave no batch: pass batch_size={images} or less, or drop_last=False"
+            )
+        elif images < batch_size:
+            self._say(
+                f"{images} training images for each process are fewer than batch_size={batch_size}, for which learning "
+                f"rates are scaled: pass batch_size={images} or less",
+                warning=True,
+            )
+        if self.drop_last is not None:
+            return batch_size, self.drop_last
+        odd = images % batch_size
+        return batch_size, images > batch_size and (odd == 1 or 5 * odd <= images)  # a single image has no statistics
+
+    def _say(self, sentence: str, warning: bool = False) -> None:
+        """Say something once, however often loaders are asked for."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            (rank_zero_warn if warning else rank_zero_info)(sentence)
 
     def val_dataloader(self) -> Any:
         """Batches in the dataset's order; an empty list, which Lightning skips, where there is no such split."""
@@ -165,10 +197,10 @@ class UnlabeledDataModule(ImageDataModule):
         val: held-out images; with labels they give an online probe something to measure.
         labeled: images with labels that ride along: batches are then mappings with "image", "labeled_image" and
             "labeled_label". Each epoch pairs image i with labeled image `(i + epoch * N) mod M`.
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         num_workers: None: 0 for images that lie in memory, else the processors of this process less one, at most 8.
         seed: of the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         ValueError: from `train_dataloader`, if dropping the last batch leaves none; from `setup`, if a dataset is empty
@@ -186,10 +218,10 @@ class UnlabeledDataModule(ImageDataModule):
         dataset: Dataset,
         val: Dataset | None = None,
         labeled: Dataset | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, drop_last)
         self.save_hyperparameters(ignore=["dataset", "val", "labeled"], logger=False)
@@ -221,12 +253,12 @@ class LabeledDataModule(ImageDataModule):
         train: items as in `ImageSet`, with labels.
         val: held-out images.
         test: images for the last word.
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
         num_workers: None: 0 for images that lie in memory, else the processors of this process less one, at most 8.
         seed: of the order and of the labels that stay; a smaller fraction lies inside a larger.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         ValueError: from `setup`, if a dataset is empty or the training items have no labels; from `train_dataloader`,
@@ -246,12 +278,12 @@ class LabeledDataModule(ImageDataModule):
         train: Dataset,
         val: Dataset | None = None,
         test: Dataset | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         label_fraction: float = 1.0,
         unlabeled: Literal["keep", "drop"] = "keep",
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, drop_last)
         self.save_hyperparameters(ignore=["train", "val", "test"], logger=False)

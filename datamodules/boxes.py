@@ -105,10 +105,10 @@ class VOCBoxes(BoxesDataModule):
         val: the validation split; None: there is none.
         test: the test split; None: test is val.
         classes: names, in the order of their labels; None: those of the training split, sorted.
-        batch_size: pictures in a batch of one process.
+        batch_size: pictures in a batch of one process; None: 16, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
         seed: of the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         FileNotFoundError: from `setup`, if a list or folder does not exist.
@@ -129,10 +129,10 @@ class VOCBoxes(BoxesDataModule):
         val: str | list[str] | None = None,
         test: str | list[str] | None = None,
         classes: list[str] | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         super().__init__(train, val, test, batch_size, num_workers, seed, drop_last)
         self.save_hyperparameters(logger=False)
@@ -169,10 +169,10 @@ class COCOBoxes(BoxesDataModule):
         train: what the training split is called.
         val: what the validation split is called; None: there is none.
         test: what the test split is called; None: test is val.
-        batch_size: pictures in a batch of one process.
+        batch_size: pictures in a batch of one process; None: 16, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
         seed: of the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         FileNotFoundError: from `setup`, if a folder or file does not exist.
@@ -192,10 +192,10 @@ class COCOBoxes(BoxesDataModule):
         train: str = "train",
         val: str | None = "val",
         test: str | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         super().__init__(train, val, test, batch_size, num_workers, seed, drop_last)
         self.save_hyperparameters(logger=False)

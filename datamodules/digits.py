@@ -17,14 +17,14 @@ class Digits(ImageDataModule):
     Batches are `(images, labels)`: uint8 (B, 3, 8, 8), or (B, 1, 8, 8) with mode="L".
 
     Args:
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         mode: "RGB" repeats the grey channel three times.
         size: side to enlarge the images to, once, bilinear; None: 8.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
         num_workers: None: 0, for the images lie in memory.
         seed: of the split, the labels that stay and the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Example:
         >>> data = Digits(batch_size=64, size=16)
@@ -37,14 +37,14 @@ class Digits(ImageDataModule):
 
     def __init__(
         self,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         mode: Literal["RGB", "L"] = "RGB",
         size: int | None = None,
         label_fraction: float = 1.0,
         unlabeled: Literal["keep", "drop"] = "keep",
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, drop_last)
         self.save_hyperparameters(logger=False)

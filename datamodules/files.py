@@ -130,10 +130,10 @@ class FileFolder(ImageDataModule):
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
         on_error: a file that cannot be read is an error ("raise"), or the next one takes its place ("skip").
         extensions: endings of the files, in any case; None: the common ones.
-        batch_size: files in a batch of one process.
+        batch_size: files in a batch of one process; None: the class's default_batch_size, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
         seed: of what is held out, the labels that stay and the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         FileNotFoundError: at once, if a folder does not exist.
@@ -156,10 +156,10 @@ class FileFolder(ImageDataModule):
         unlabeled: str,
         on_error: str,
         extensions: list[str] | None,
-        batch_size: int,
+        batch_size: int | None,
         num_workers: int | None,
         seed: int,
-        drop_last: bool,
+        drop_last: bool | None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, drop_last)
         self.roots = {"root": root, "val_root": val_root, "test_root": test_root}

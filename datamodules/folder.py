@@ -26,10 +26,10 @@ class ImageFolder(FileFolder):
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
         on_error: a file that cannot be read is an error ("raise"), or the next one takes its place ("skip").
         extensions: endings of picture files, in any case; None: the common ones.
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
         seed: of what is held out, the labels that stay and the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         FileNotFoundError: at once, if a folder does not exist.
@@ -67,10 +67,10 @@ class ImageFolder(FileFolder):
         unlabeled: Literal["keep", "drop"] = "keep",
         on_error: Literal["raise", "skip"] = "raise",
         extensions: list[str] | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         root, val_root, test_root = (None if path is None else str(path) for path in (root, val_root, test_root))  # type: ignore[assignment]
         super().__init__(

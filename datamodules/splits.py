@@ -20,10 +20,10 @@ class SplitDataModule(ImageDataModule):
         train: what the training split is called.
         val: what the validation split is called; None: there is none.
         test: what the test split is called; None: test is val.
-        batch_size: pictures in a batch of one process.
+        batch_size: pictures in a batch of one process; None: the class's default_batch_size, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
         seed: of the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Example:
         >>> import torch
@@ -36,15 +36,17 @@ class SplitDataModule(ImageDataModule):
 
     """
 
+    default_batch_size = 16
+
     def __init__(
         self,
         train: Any,
         val: Any,
         test: Any,
-        batch_size: int,
+        batch_size: int | None,
         num_workers: int | None,
         seed: int,
-        drop_last: bool,
+        drop_last: bool | None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, drop_last)
         self.names = {"train": train, "val": val, "test": test}

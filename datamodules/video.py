@@ -38,10 +38,10 @@ class VideoDataModule(FileFolder):
         on_error: a video that cannot be read or is too short is an error ("raise"), or the next one takes its place
             ("skip").
         extensions: endings of the files, in any case; None: the common ones.
-        batch_size: clips in a batch of one process.
+        batch_size: clips in a batch of one process; None: 32, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
         seed: of what is held out, the labels that stay, the order and the clips.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         FileNotFoundError: at once, if a folder does not exist.
@@ -50,6 +50,7 @@ class VideoDataModule(FileFolder):
 
     """
 
+    default_batch_size = 32
     draws = True
 
     def __init__(
@@ -68,10 +69,10 @@ class VideoDataModule(FileFolder):
         unlabeled: Literal["keep", "drop"] = "keep",
         on_error: Literal["raise", "skip"] = "raise",
         extensions: list[str] | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         root, val_root, test_root = (None if path is None else str(path) for path in (root, val_root, test_root))  # type: ignore[assignment]
         super().__init__(

@@ -26,10 +26,10 @@ class _Labeled(ImageDataModule):
         val_fraction: float,
         label_fraction: float,
         unlabeled: str,
-        batch_size: int,
+        batch_size: int | None,
         num_workers: int | None,
         seed: int,
-        drop_last: bool,
+        drop_last: bool | None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, drop_last)
         self.root = str(root)
@@ -77,10 +77,10 @@ class CIFAR10(_Labeled):
             is common for online probes.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         num_workers: None: 0, for the images lie in memory.
         seed: of the split, the labels that stay and the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         FileNotFoundError: from `prepare_data` or `setup`, if the files are missing or damaged.
@@ -98,10 +98,10 @@ class CIFAR10(_Labeled):
         val_fraction: float = 0.1,
         label_fraction: float = 1.0,
         unlabeled: Literal["keep", "drop"] = "keep",
-        batch_size: int = 256,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         root = str(root)
         super().__init__(
@@ -129,10 +129,10 @@ class FashionMNIST(_Labeled):
             is common for online probes.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         num_workers: None: 0, for the images lie in memory.
         seed: of the split, the labels that stay and the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         FileNotFoundError: from `prepare_data` or `setup`, if the files are missing.
@@ -151,10 +151,10 @@ class FashionMNIST(_Labeled):
         val_fraction: float = 0.1,
         label_fraction: float = 1.0,
         unlabeled: Literal["keep", "drop"] = "keep",
-        batch_size: int = 256,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         root = str(root)
         super().__init__(
@@ -180,10 +180,10 @@ class STL10(ImageDataModule):
     Args:
         root: folder that holds `stl10_binary`, or that it is downloaded to.
         download: fetch the files where they are missing (2.6 GB).
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         num_workers: None: 0, for the images lie in memory (2.8 GB).
         seed: of the order.
-        drop_last: leave out an odd last training batch.
+        drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
         FileNotFoundError: from `prepare_data` or `setup`, if the files are missing or damaged.
@@ -198,10 +198,10 @@ class STL10(ImageDataModule):
         self,
         root: str = "data",
         download: bool = True,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | None = None,
     ) -> None:
         root = str(root)
         super().__init__(batch_size, num_workers, seed, drop_last)

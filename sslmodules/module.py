@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -21,6 +20,7 @@ from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
 from sslmodules.encoders import create_encoder, feature_dim, last_map, map_shape, pool, stage_maps
+from sslmodules.encoders.single_image import single_image_statistics
 from sslmodules.hyperparameters import class_path, save_init_arguments
 from sslmodules.inputs import as_list, to_images
 from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
@@ -51,7 +51,8 @@ class SSLModule(LightningModule):
         learning_rate: of the recipe, for a batch of :attr:`lr_batch_size` images over all devices and accumulated
             batches; it is scaled in proportion. With ``lr_batch_size = None`` it is taken as it is.
         weight_decay: of the recipe; norms and biases have none.
-        warmup_epochs: epochs of linear warm-up in the recipe's schedule, counted in optimizer steps.
+        warmup_epochs: epochs of linear warm-up in the recipe's schedule, counted in optimizer steps; None takes the
+            method's :attr:`default_warmup_epochs`, or a tenth of a run that is no longer than these.
         milestones: epochs after which the recipe's rate falls to a tenth; None is a cosine.
 
     Raises:
@@ -70,6 +71,7 @@ class SSLModule(LightningModule):
     """
 
     lr_batch_size: ClassVar[int | None] = 256
+    default_warmup_epochs: ClassVar[float] = 0.0
     input_kind: InputKind = "image"  # that a loader yields; sound is (B, C, T) in [-1, 1], video (B, T, C, H, W)
     encoder_channels: ClassVar[int | None] = None  # that preprocess gives; None: those of the images
     reads_map: ClassVar[bool] = False  # whether the representation is the mean of the last map: of the patches' tokens
@@ -95,7 +97,7 @@ class SSLModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
-        warmup_epochs: float = 0,
+        warmup_epochs: float | None = None,
         milestones: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
@@ -114,7 +116,8 @@ class SSLModule(LightningModule):
         self.lr_scheduler_callable = lr_scheduler
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.warmup_epochs = warmup_epochs
+        self.warmup_epochs = self.default_warmup_epochs if warmup_epochs is None else warmup_epochs
+        self._warmup_chosen = warmup_epochs is not None
         self.milestones = milestones
         channels = self.encoder_channels or in_channels
         if isinstance(encoder, str):
@@ -245,7 +248,8 @@ class SSLModule(LightningModule):
         """Views, loss, log. Returns what :meth:`loss` returned and the labels, for the callbacks."""
         # Counted over batches and not optimizer steps: two accumulated batches must not share their views.
         count = batch_idx if self._trainer is None else self.trainer.fit_loop.epoch_loop.total_batch_idx
-        return self._step(batch, "train", count)
+        with single_image_statistics(self, batch):
+            return self._step(batch, "train", count)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Report the pretext task on held-out images; hand the features of the images themselves to the callbacks."""
@@ -384,15 +388,27 @@ class SSLModule(LightningModule):
                 "epochs; with sslmodules.datamodules it is in their middle too"
             )
         if self.lr_scheduler_callable is None:
+            self._fit_warmup()
             schedule: Any = self.lr_schedulers()
             for group, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
                 group["lr"] = rate * self._learning_rate_factor(schedule.last_epoch)
-            if self.warmup_epochs * self._steps_per_epoch() >= self.trainer.estimated_stepping_batches:
-                warnings.warn(
-                    f"the warm-up of {self.warmup_epochs} epochs is as long as the whole run, so the learning rate "
-                    "never reaches its peak; pass a smaller warmup_epochs",
-                    stacklevel=2,
-                )
+
+    def _fit_warmup(self) -> None:
+        """Shorten a default warm-up that would last for the whole run; warn of one that was asked for."""
+        if not self._warmup_chosen:
+            self.warmup_epochs = self.default_warmup_epochs  # an earlier run may have been shorter
+        steps = self._steps_per_epoch()
+        if not steps or self.warmup_epochs * steps < self.trainer.estimated_stepping_batches:
+            return
+        epochs = self.trainer.estimated_stepping_batches / steps
+        if self._warmup_chosen:
+            rank_zero_warn(
+                f"the warm-up of {self.warmup_epochs:g} epochs is as long as the whole run, so the learning rate never "
+                f"reaches its peak; pass warmup_epochs={epochs / 10:.2g}, or no warmup_epochs"
+            )
+        else:
+            rank_zero_info(f"warm-up: {epochs / 10:.2g} epochs, a tenth of the run, and not {self.warmup_epochs:g}")
+            self.warmup_epochs = epochs / 10
 
     def _learning_rate_factor(self, step: int) -> float:
         if self.trainer.train_dataloader is None:  # asked by the scheduler's constructor; on_train_start asks again

@@ -7,10 +7,11 @@ of negatives independent of the batch; the momentum keeps its keys consistent.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ from sslmodules.heads import mlp
 from sslmodules.losses import info_nce, mutual_information_bound
 from sslmodules.module import SSLModule
 
+QUEUE_SIZE = 65536
 VIEWS = {"moco_v1": views.moco_v1, "moco_v2": views.moco_v2}
 
 
@@ -38,7 +40,9 @@ class MoCo(SSLModule):
         encoder: see :class:`~sslmodules.SSLModule`, also for the arguments that are not listed here.
         temperature: τ of the loss.
         momentum: m of the teacher, constant.
-        queue_size: keys to remember; at least a global batch. It need not be a multiple of it.
+        queue_size: keys to remember; at least a global batch. It need not be a multiple of it. None: 65,536 (v1, v2),
+            or as many as there are training images where these are fewer: a longer queue would hold several keys of an
+            image, old ones among its own negatives.
         output_dim: length of queries and keys.
         hidden_dim: width of the projector's hidden layer; None is the encoder's, 0 leaves a single Linear (v1).
         augmentation: views of v1 or of v2.
@@ -62,7 +66,7 @@ class MoCo(SSLModule):
         *,
         temperature: float = 0.2,
         momentum: float = 0.999,
-        queue_size: int = 65536,
+        queue_size: int | None = None,
         output_dim: int = 128,
         hidden_dim: int | None = None,
         augmentation: Literal["moco_v1", "moco_v2"] = "moco_v2",
@@ -87,7 +91,8 @@ class MoCo(SSLModule):
         self.projector = mlp(self.feature_dim, *hidden, output_dim, norm=False)
         self.teacher_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.teacher_projector = copy.deepcopy(self.projector).requires_grad_(False)
-        self.queue = FeatureQueue(queue_size, output_dim)
+        self.queue_size = queue_size
+        self.queue = FeatureQueue(QUEUE_SIZE if queue_size is None else queue_size, output_dim)
         self.view = VIEWS[augmentation](self.size)
 
     @classmethod
@@ -154,6 +159,31 @@ class MoCo(SSLModule):
         deal = torch.arange(n, device=view.device).view(groups, n // groups).T.flatten()
         k = F.normalize(self.teacher_projector(pool(self.teacher_encoder(everyone[deal[mine]]))), dim=1)
         return gather(k)[deal.argsort()[mine]]
+
+    def on_train_start(self) -> None:
+        """Shorten a default queue to the number of training images; warn of a longer one that was asked for."""
+        super().on_train_start()
+        dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+        if not isinstance(dataset, Sized) or self.trainer.global_step:  # a resumed run keeps its queue
+            return
+        images = math.ceil(len(dataset) / world_size()) * world_size()  # samplers give every rank as many
+        if images >= len(self.queue):
+            return
+        if self.queue_size is None:
+            self.queue.resize(images)
+            rank_zero_info(f"queue: {images:,} keys, as many as there are training images, and not {QUEUE_SIZE:,}")
+        else:
+            rank_zero_warn(
+                f"the queue of {len(self.queue):,} keys is longer than the training set of {images:,} images, so an "
+                f"image meets old keys of its own among the negatives; pass queue_size={images} or less"
+            )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give a default queue the length that it has in the checkpoint."""
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["state_dict"].get("queue.features")
+        if self.queue_size is None and saved is not None:
+            self.queue.resize(len(saved))
 
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         """SGD, momentum 0.9."""

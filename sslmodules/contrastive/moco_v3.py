@@ -40,13 +40,14 @@ class MoCoV3(SSLModule):
         optimizer_name: ``"lars"``, or ``"adamw"`` as for ViT.
         learning_rate: for a batch of 256; scaled in proportion to the global batch.
         weight_decay: of the optimizer.
-        warmup_epochs: linear warm-up before the cosine.
 
     >>> method = MoCoV3("conv4", hidden_dim=64, output_dim=32)
     >>> images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     >>> method.loss(method.make_views(images))["projections"].shape
     torch.Size([8, 32])
     """
+
+    default_warmup_epochs = 10
 
     def __init__(
         self,
@@ -64,7 +65,6 @@ class MoCoV3(SSLModule):
         optimizer_name: Literal["lars", "adamw"] = "lars",
         learning_rate: float = 0.6,
         weight_decay: float = 1e-6,
-        warmup_epochs: float = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -73,7 +73,6 @@ class MoCoV3(SSLModule):
             std=std,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
             **kwargs,
         )
         self.temperature = temperature

@@ -36,13 +36,14 @@ class SimCLR(SSLModule):
         min_scale: smallest share of the image's area that a crop covers.
         learning_rate: of LARS, for a batch of 256; scaled in proportion to the global batch.
         weight_decay: of LARS.
-        warmup_epochs: linear warm-up before the cosine.
 
     >>> method = SimCLR("conv4", temperature=0.5, jitter=0.5, blur=0)
     >>> images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     >>> sorted(method.loss(method.make_views(images)))
     ['accuracy', 'features', 'loss', 'mutual_information', 'projections']
     """
+
+    default_warmup_epochs = 10
 
     def __init__(
         self,
@@ -57,12 +58,9 @@ class SimCLR(SSLModule):
         min_scale: float = 0.08,
         learning_rate: float = 0.3,
         weight_decay: float = 1e-6,
-        warmup_epochs: float = 10,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            encoder, learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs, **kwargs
-        )
+        super().__init__(encoder, learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
         self.temperature = temperature
         hidden = [hidden_dim or self.feature_dim] * (projector_layers - 1)
         self.projector = mlp(self.feature_dim, *hidden, output_dim, last_norm="scale")

@@ -52,10 +52,11 @@ class SelfDistillation(SSLModule):
         min_learning_rate: at the end of the cosine, as it is.
         weight_decay: of the recipe at the start; norms and biases have none.
         final_weight_decay: at the end of the run, by a cosine; None keeps ``weight_decay``.
-        warmup_epochs: linear warm-up before the cosine of the rate.
         start_from: checkpoint of the same method whose weights, teacher and centres a new run starts from; its
             schedules start anew. A run that is resumed does not read it.
     """
+
+    default_warmup_epochs = 10
 
     def __init__(
         self,
@@ -82,7 +83,6 @@ class SelfDistillation(SSLModule):
         min_learning_rate: float = 1e-6,
         weight_decay: float = 0.04,
         final_weight_decay: float | None = 0.4,
-        warmup_epochs: float = 10,
         start_from: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -93,7 +93,6 @@ class SelfDistillation(SSLModule):
             std=std,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
             **kwargs,
         )
         self.local_size = local_size

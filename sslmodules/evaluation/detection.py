@@ -57,7 +57,6 @@ class Detection(DenseEvaluation):
         layer_decay: with ``train_encoder``: each block's rate is this times that of the next.
         learning_rate: of SGD, for a batch of 16; scaled in proportion to the global batch.
         weight_decay: of SGD; norms and biases have none.
-        warmup_epochs: linear warm-up.
         milestones: epochs after which the rate falls to a tenth; None is a cosine.
 
     Raises:
@@ -69,6 +68,7 @@ class Detection(DenseEvaluation):
     [['boxes', 'labels', 'scores']]
     """
 
+    default_warmup_epochs = 0.1
     lr_batch_size = 16
     measure = "map"
 
@@ -85,7 +85,6 @@ class Detection(DenseEvaluation):
         layer_decay: float = 1.0,
         learning_rate: float = 0.02,
         weight_decay: float = 1e-4,
-        warmup_epochs: float = 0.1,
         milestones: Sequence[float] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -95,7 +94,6 @@ class Detection(DenseEvaluation):
             layer_decay=layer_decay,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
             milestones=milestones,
             **kwargs,
         )

@@ -36,7 +36,6 @@ class FineTune(Evaluation):
         label_smoothing: share of the target that all classes divide between them; with ``multi_label``, 0 and 1.
         learning_rate: of AdamW, for a batch of 256; scaled in proportion to the global batch.
         weight_decay: of AdamW; norms and biases have none.
-        warmup_epochs: linear warm-up before the cosine.
 
     Raises:
         ValueError: more blocks than the encoder has, global_pool of an encoder without patches or final norm, or
@@ -46,6 +45,8 @@ class FineTune(Evaluation):
     >>> sum(p.requires_grad for p in finetune.encoder.parameters())
     3
     """
+
+    default_warmup_epochs = 5
 
     def __init__(
         self,
@@ -60,12 +61,9 @@ class FineTune(Evaluation):
         label_smoothing: float = 0.1,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.05,
-        warmup_epochs: float = 5,
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            ckpt, learning_rate=learning_rate, weight_decay=weight_decay, warmup_epochs=warmup_epochs, **kwargs
-        )
+        super().__init__(ckpt, learning_rate=learning_rate, weight_decay=weight_decay, **kwargs)
         self.layer_decay = layer_decay
         self.label_smoothing = label_smoothing
         self.norm: nn.Module | None = None

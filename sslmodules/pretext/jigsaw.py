@@ -69,6 +69,7 @@ class Jigsaw(SSLModule):
     (torch.Size([4, 9, 3, 16, 16]), torch.Size([4, 8]), ['accuracy', 'loss'])
     """
 
+    default_warmup_epochs = 5
     specialised = True
     permutations: Tensor
 
@@ -92,7 +93,6 @@ class Jigsaw(SSLModule):
         dropout: float = 0.5,
         learning_rate: float = 0.1,
         weight_decay: float = 1e-4,
-        warmup_epochs: float = 5,
         milestones: Sequence[float] | None = (30, 60, 90, 100),
         **kwargs: Any,
     ) -> None:
@@ -103,7 +103,6 @@ class Jigsaw(SSLModule):
             std=None,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
             milestones=milestones,
             **kwargs,
         )

@@ -95,6 +95,7 @@ class RelativePatch(SSLModule):
     ([torch.Size([8, 9, 3, 16, 16])], ['accuracy', 'loss'])
     """
 
+    default_warmup_epochs = 5
     specialised = True
     first: Tensor
     second: Tensor
@@ -118,7 +119,6 @@ class RelativePatch(SSLModule):
         dropout: float = 0.5,
         learning_rate: float = 0.1,
         weight_decay: float = 1e-4,
-        warmup_epochs: float = 5,
         milestones: Sequence[float] | None = (15, 25),
         **kwargs: Any,
     ) -> None:
@@ -129,7 +129,6 @@ class RelativePatch(SSLModule):
             std=None,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
             milestones=milestones,
             **kwargs,
         )

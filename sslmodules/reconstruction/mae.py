@@ -48,7 +48,6 @@ class MAE(SSLModule):
         min_scale: smallest share of the image's area that the crop covers.
         learning_rate: of AdamW, for a batch of 256; scaled in proportion to the global batch.
         weight_decay: of AdamW; the class token and the mask token have it too.
-        warmup_epochs: linear warm-up before the cosine.
 
     Raises:
         ValueError: an encoder that is no ViT or has weights that the loss does not reach, a mask_ratio outside [0, 1),
@@ -61,6 +60,7 @@ class MAE(SSLModule):
     ([torch.Size([8, 3, 16, 16]), torch.Size([8, 16])], ['loss'])
     """
 
+    default_warmup_epochs = 40
     encoder: ViT
 
     def __init__(
@@ -79,7 +79,6 @@ class MAE(SSLModule):
         std: Sequence[float] | None = IMAGENET_DEFAULT_STD,
         learning_rate: float = 1.5e-4,
         weight_decay: float = 0.05,
-        warmup_epochs: float = 40,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -89,7 +88,6 @@ class MAE(SSLModule):
             std=std,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
-            warmup_epochs=warmup_epochs,
             **kwargs,
         )
         _require_vit(self.encoder)

@@ -140,10 +140,49 @@ def test_val_test_and_predict_keep_the_order_and_predict_takes_the_last_split():
     assert order(LabeledDataModule(items(6), batch_size=2).predict_dataloader()) == list(range(6))
 
 
-def test_a_dataset_smaller_than_a_batch_is_one_sentence_and_drop_last_false_trains():
+def sizes(count, **options):
+    data = UnlabeledDataModule(TensorImages(torch.zeros(count, 1, 2, 2, dtype=torch.uint8)), **options)
+    return [len(batch) for batch in data.train_dataloader()]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "expected"),
+    [
+        (10, None, [10]),
+        (256, None, [256]),
+        (511, None, [256, 255]),  # half of the images would be lost
+        (300, 256, [256]),  # 15 %
+        (26, 8, [8, 8, 8]),
+        (11, 8, [8, 3]),
+        (10, 8, [8]),
+        (4, 3, [3]),  # batch norm has nothing to do with a single image
+        (1, None, [1]),
+    ],
+)
+def test_an_odd_last_batch_stays_where_many_images_would_go_with_it(count, batch_size, expected):
+    assert sizes(count, batch_size=batch_size) == expected
+
+
+def test_drop_last_that_was_asked_for_is_as_it_was_asked_for():
+    assert sizes(511, batch_size=256, drop_last=True) == [256]
+    assert sizes(26, batch_size=8, drop_last=False) == [8, 8, 8, 2]
+    assert sizes(10, drop_last=True) == [10]
     with pytest.raises(ValueError, match=r"10 training images .* batch_size=256.*drop_last=False"):
-        UnlabeledDataModule(items(10)).train_dataloader()
-    assert [len(batch) for batch in UnlabeledDataModule(items(10), drop_last=False).train_dataloader()] == [10]
+        sizes(10, batch_size=256, drop_last=True)
+
+
+def test_a_default_batch_is_cut_to_the_data_with_a_line_and_one_that_was_asked_for_is_warned_of(caplog):
+    data = UnlabeledDataModule(items(10), num_workers=0)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        assert data.train_dataloader().batch_size == 10  # learning rates are scaled by it
+        data.train_dataloader()
+    assert [r.message for r in caplog.records if "training batch" in r.message] == [
+        "a training batch holds all 10 images, fewer than the default of 256"
+    ]
+    with pytest.warns(UserWarning, match=r"fewer than batch_size=256.*pass batch_size=10"):
+        loader = UnlabeledDataModule(items(10), batch_size=256, num_workers=0).train_dataloader()
+    assert loader.batch_size == 256
+    assert [len(batch) for batch in loader] == [10]
 
 
 def test_an_empty_dataset_is_refused_in_setup():

@@ -183,6 +183,25 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
         sslmodules.load(tmp_path / "p.ckpt")
 
 
+def test_a_default_warmup_as_long_as_the_run_takes_a_tenth_of_it(tmp_path, caplog):
+    module = SimCLR(**TINY)
+    with caplog.at_level("INFO", "lightning.pytorch"):
+        trainer(tmp_path, max_epochs=5).fit(module, loader(16))
+    assert module.warmup_epochs == 0.5
+    assert [r.message for r in caplog.records if "warm-up" in r.message] == [
+        "warm-up: 0.5 epochs, a tenth of the run, and not 10"
+    ]
+    trainer(tmp_path, max_epochs=11).fit(module, loader(8))
+    assert module.warmup_epochs == 10
+
+
+def test_a_warmup_that_was_asked_for_stays_and_is_warned_of(tmp_path):
+    module = SimCLR(**TINY, warmup_epochs=10)
+    with pytest.warns(UserWarning, match=r"warm-up of 10 epochs is as long as the whole run.*warmup_epochs=0.5"):
+        trainer(tmp_path, max_epochs=5).fit(module, loader(16))
+    assert module.warmup_epochs == 10
+
+
 def test_optimizer_and_schedule_given_by_lightnings_convention_are_used(tmp_path):
     seen = []
 
@@ -234,11 +253,6 @@ def test_a_method_without_views_or_loss_says_what_to_write():
         bare.make_views(X)
     with pytest.raises(NotImplementedError, match="SSLModule has no loss: write loss"):
         bare.loss([X])
-
-
-def test_a_warmup_as_long_as_the_run_is_said(tmp_path):
-    with pytest.warns(UserWarning, match="the warm-up of 10 epochs is as long as the whole run"):
-        trainer(tmp_path, max_epochs=1).fit(SimCLR(**TINY), loader(8))
 
 
 def test_heads_have_the_papers_layout():

@@ -23,6 +23,9 @@ class AudioFolder(FileFolder):
         root: the recordings to train on.
         val_root: recordings for validation; None: a part of root is held out.
         test_root: recordings to test on and to predict; None: test is val, and predict is every recording under root.
+        labeled_root: recordings with labels beside those of root, which then have none; their classes as `labels`
+            says, by default the first folder below it. They ride along in training for the probes, and without val_root
+            a part of them is held out.
         labels: "folder": the first folder below root names the class; a regular expression with one group, which
             finds the class in the file's name, such as `"^([0-9])_"` in `7_jackson_0.wav`; or a function from the path
             to the class. None: no classes.
@@ -69,6 +72,7 @@ class AudioFolder(FileFolder):
         root: str,
         val_root: str | None = None,
         test_root: str | None = None,
+        labeled_root: str | None = None,
         labels: str | Callable[[str], str] | None = None,
         sample_rate: int | None = None,
         window: int = 20_480,
@@ -83,11 +87,13 @@ class AudioFolder(FileFolder):
         seed: int = 0,
         drop_last: bool | None = None,
     ) -> None:
-        root, val_root, test_root = (None if path is None else str(path) for path in (root, val_root, test_root))  # type: ignore[assignment]
+        roots = (root, val_root, test_root, labeled_root)
+        root, val_root, test_root, labeled_root = (None if path is None else str(path) for path in roots)  # type: ignore[assignment]
         super().__init__(
             root,
             val_root,
             test_root,
+            labeled_root,
             labels,
             val_fraction,
             label_fraction,

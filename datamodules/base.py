@@ -113,7 +113,7 @@ class ImageDataModule(LightningDataModule):
             limit = self.trainer.limit_train_batches or 1.0
         sampler = ResumableSampler(images, **options)
         batch_size, drop_last = self._training_batches(len(sampler))
-        data = images if labeled is None else PairedSet(images, labeled)
+        data = images if labeled is None else PairedSet(images, labeled, self.draws)
         return ResumableLoader(
             data,
             batch_size=batch_size,

@@ -124,6 +124,8 @@ class FileFolder(ImageDataModule):
         root: the files to train on.
         val_root: files for validation; None: a part of root is held out.
         test_root: files to test on and to predict; None: test is val, and predict is every file under root.
+        labeled_root: files with labels beside those of root, which then have none. They ride along in training for the
+            probes, and without val_root a part of them is held out.
         labels: whether the files have classes: by default, the first folder below root names it.
         val_fraction: share held out of root, of each class if there are labels, in [0, 1); 0: no validation.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
@@ -150,6 +152,7 @@ class FileFolder(ImageDataModule):
         root: str,
         val_root: str | None,
         test_root: str | None,
+        labeled_root: str | None,
         labels: Any,
         val_fraction: float,
         label_fraction: float,
@@ -162,13 +165,18 @@ class FileFolder(ImageDataModule):
         drop_last: bool | None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, drop_last)
-        self.roots = {"root": root, "val_root": val_root, "test_root": test_root}
+        self.roots = {"root": root, "val_root": val_root, "test_root": test_root, "labeled_root": labeled_root}
         for argument, path in self.roots.items():
             if path is not None and not Path(path).is_dir():
                 raise FileNotFoundError(
                     f"{argument}={path!r} is no folder here: pass the path of a folder of {self.kind}s"
                 )
-        self.labels = labels
+        if labeled_root is not None and labels is True:
+            raise ValueError(
+                "labels=True takes classes from the folders of root, and labeled_root from its own: pass one of the two"
+            )
+        self.labels = labels if labeled_root is None else labels or "folder"
+        self._classes_from = "root" if labeled_root is None else "labeled_root"
         self.val_fraction = val_fraction
         self.label_fraction = label_fraction
         self.unlabeled = unlabeled
@@ -190,27 +198,28 @@ class FileFolder(ImageDataModule):
         loose = next((part[0] for part in parts if len(part) == 1), None)
         if loose is not None:
             raise ValueError(
-                f"labels=True takes the class from the first folder below {argument}={root!r}, but {loose!r} lies in "
-                "no such folder: move it into one, or pass labels=False"
+                f"the class of a {self.kind} is the first folder below {argument}={root!r}, but {loose!r} lies in no "
+                "such folder: move it into one, or pass labels=False"
             )
         names = [part[0] for part in parts]
         lower = {name.lower() for name in names}
         if (
-            argument == "root"
+            argument == self._classes_from
             and lower & {"train", "training"}
             and lower & {"val", "valid", "validation", "test", "testing"}
         ):
             raise ValueError(
-                f"root={root!r} holds the folders {', '.join(sorted(set(names)))}, which look like splits and not like "
-                f"classes: pass root={os.path.join(root, 'train')!r} and val_root={os.path.join(root, 'val')!r}"
+                f"{argument}={root!r} holds the folders {', '.join(sorted(set(names)))}, which look like splits and "
+                f"not like classes: pass {argument}={os.path.join(root, 'train')!r} and "
+                f"val_root={os.path.join(root, 'val')!r}"
             )
         return names
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes of the files below root, or None without labels."""
+        """Number of classes of the files below root or labeled_root, or None without labels."""
         if self.labels:
-            self._list("root")
+            self._list(self._classes_from)
         return super().num_classes
 
     @property
@@ -237,9 +246,13 @@ class FileFolder(ImageDataModule):
             return self._set(*self._list(given), split)
         if split == "test":
             return self.split("val")
+        if self.roots["labeled_root"] is not None and split in ("labeled", "val"):
+            return self._labeled(split)
         if split not in ("train", "val", "predict"):
             return None
         files, labels = self._list("root")
+        if self.roots["labeled_root"] is not None:
+            return self._set(files, labels, split)
         fraction = self.val_fraction if self.roots["val_root"] is None else 0.0
         stays, held = hold_out(labels, fraction, self.seed)
         if split == "train":
@@ -250,8 +263,18 @@ class FileFolder(ImageDataModule):
             return self._set([files[i] for i in held.tolist()], labels[held], split) if len(held) else None
         return self._set(files, labels, split)
 
+    def _labeled(self, split: str) -> ImageSet | None:
+        """The files below labeled_root that ride along, or those that are held out of it."""
+        files, labels = self._list("labeled_root")
+        stays, held = hold_out(labels, self.val_fraction if self.roots["val_root"] is None else 0.0, self.seed)
+        if split == "val":
+            chosen = held
+        else:
+            chosen, _ = keep_labels(labels, stays, self.label_fraction, "drop", self.seed)
+        return self._set([files[i] for i in chosen.tolist()], labels[chosen], split) if len(chosen) else None
+
     def _set(self, files: list[str], labels: Tensor, split: str) -> ImageSet:
-        return ImageSet(self.dataset(files, labels if self.labels else None, split))
+        return ImageSet(self.dataset(files, labels if (labels >= 0).any() else None, split))
 
     def _list(self, argument: str) -> tuple[list[str], Tensor]:
         """All files below a folder and their labels, -1 without."""
@@ -264,21 +287,22 @@ class FileFolder(ImageDataModule):
                     "does, or extensions= with the endings of its files"
                 )
             labels = torch.full((len(files),), -1)
-            if self.labels:
-                if argument != "root":
-                    self._list("root")  # the classes are those of the training files
+            if self.labels and (argument != "root" or self._classes_from == "root"):
+                if argument != self._classes_from:
+                    self._list(self._classes_from)
                 labels = self._numbered(argument, root, self.class_names(argument, root, files))
             self._listed[argument] = files, labels
         return self._listed[argument]
 
     def _numbered(self, argument: str, root: str, names: list[str]) -> Tensor:
-        if argument == "root":
+        if argument == self._classes_from:
             self.classes = sorted(set(names))
         assert self.classes is not None
         unknown = sorted(set(names) - set(self.classes))
         if unknown:
             raise ValueError(
-                f"{argument}={root!r} has files of no class of root={self.roots['root']!r}: "
+                f"{argument}={root!r} has files of no class of {self._classes_from}="
+                f"{self.roots[self._classes_from]!r}: "
                 f"{', '.join(unknown[:5])}; expected only {', '.join(self.classes[:5])}"
                 f"{', ...' if len(self.classes) > 5 else ''}"
             )

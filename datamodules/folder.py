@@ -18,6 +18,8 @@ class ImageFolder(FileFolder):
         root: the pictures to train on.
         val_root: pictures for validation; None: a part of root is held out.
         test_root: pictures to test on and to predict; None: test is val, and predict is every picture under root.
+        labeled_root: pictures with labels beside those of root, which then have none; the first folder below it names
+            the class. They ride along in training for the probes, and without val_root a part of them is held out.
         labels: whether the first folder below root names the class.
         size: side of the square images; None: the size of the pictures if those looked at (up to 64) agree, else 224.
         mode: "RGB" or "L"; pictures of any other mode are converted.
@@ -59,6 +61,7 @@ class ImageFolder(FileFolder):
         root: str,
         val_root: str | None = None,
         test_root: str | None = None,
+        labeled_root: str | None = None,
         labels: bool = False,
         size: int | None = None,
         mode: Literal["RGB", "L"] = "RGB",
@@ -72,11 +75,13 @@ class ImageFolder(FileFolder):
         seed: int = 0,
         drop_last: bool | None = None,
     ) -> None:
-        root, val_root, test_root = (None if path is None else str(path) for path in (root, val_root, test_root))  # type: ignore[assignment]
+        roots = (root, val_root, test_root, labeled_root)
+        root, val_root, test_root, labeled_root = (None if path is None else str(path) for path in roots)  # type: ignore[assignment]
         super().__init__(
             root,
             val_root,
             test_root,
+            labeled_root,
             labels,
             val_fraction,
             label_fraction,

@@ -137,6 +137,8 @@ class PairedSet(Dataset):
     Args:
         images: the images to learn from.
         labeled: images with labels.
+        draws: whether what is read of an image differs from draw to draw, so that it is asked for by both numbers of
+            its pair. The second number then counts on, and the labeled images begin anew.
 
     Example:
         >>> zeros = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
@@ -146,9 +148,10 @@ class PairedSet(Dataset):
 
     """
 
-    def __init__(self, images: ImageSet, labeled: ImageSet) -> None:
+    def __init__(self, images: ImageSet, labeled: ImageSet, draws: bool = False) -> None:
         self.images = images
         self.labeled = labeled
+        self.draws = draws
 
     @property
     def in_memory(self) -> bool:
@@ -163,8 +166,9 @@ class PairedSet(Dataset):
 
     def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
         left, right = zip(*pairs, strict=True)
-        image, label = self.labeled.__getitems__(right)
-        return {"image": self.images.__getitems__(left), "labeled_image": image, "labeled_label": label}
+        image, label = self.labeled.__getitems__([place % len(self.labeled) for place in right])
+        images = self.images.__getitems__(pairs if self.draws else left)  # type: ignore[arg-type]
+        return {"image": images, "labeled_image": image, "labeled_label": label}
 
 
 def as_it_is(batch: Any) -> Any:

@@ -25,6 +25,8 @@ class VideoDataModule(FileFolder):
         root: the videos to train on.
         val_root: videos for validation; None: a part of root is held out.
         test_root: videos to test on and to predict; None: test is val, and predict is every video under root.
+        labeled_root: videos with labels beside those of root, which then have none; the first folder below it names
+            the class. They ride along in training for the probes, and without val_root a part of them is held out.
         labels: whether the first folder below root names the class.
         frames: T, of a clip.
         stride: from one frame of a clip to the next, in frames.
@@ -58,6 +60,7 @@ class VideoDataModule(FileFolder):
         root: str,
         val_root: str | None = None,
         test_root: str | None = None,
+        labeled_root: str | None = None,
         labels: bool = False,
         frames: int = 4,
         stride: int = 1,
@@ -74,11 +77,13 @@ class VideoDataModule(FileFolder):
         seed: int = 0,
         drop_last: bool | None = None,
     ) -> None:
-        root, val_root, test_root = (None if path is None else str(path) for path in (root, val_root, test_root))  # type: ignore[assignment]
+        roots = (root, val_root, test_root, labeled_root)
+        root, val_root, test_root, labeled_root = (None if path is None else str(path) for path in roots)  # type: ignore[assignment]
         super().__init__(
             root,
             val_root,
             test_root,
+            labeled_root,
             labels,
             val_fraction,
             label_fraction,
@@ -155,13 +160,17 @@ class VideoFrames(VideoDataModule):
         found: dict[str, list[str]] = defaultdict(list)
         for file in super().listed(root):
             found[str(Path(file).parent)].append(file)
-        if self.labels and str(Path(root)) in found:
-            raise ValueError(
-                f"labels=True takes the class of a video from the first folder below {root!r}, but pictures lie in "
-                f"{root!r} itself: move them, or pass labels=False"
-            )
         self._pictures |= found
         return list(found)
+
+    def class_names(self, argument: str, root: str, files: list[str]) -> list[str]:
+        """The class of each video below a folder."""
+        if str(Path(root)) in files:
+            raise ValueError(
+                f"the class of a video is the first folder below {argument}={root!r}, but pictures lie in {root!r} "
+                "itself: move them, or pass labels=False"
+            )
+        return super().class_names(argument, root, files)
 
     def common_size(self, files: list[str]) -> tuple[int, int]:
         """Height and width of the videos' first frames if they agree, else (224, 224)."""

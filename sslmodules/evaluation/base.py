@@ -336,7 +336,8 @@ def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
         found = "ready-made views" if images is None else "images without labels"
         raise ValueError(
             f"the batch holds {found}, expected (images, labels), or a mapping with 'image' and 'label'; pass a "
-            "labeled DataModule, or --data.labels true for ImageFolder"
+            "labeled DataModule, or for ImageFolder --data.labels true (with --data.labeled_root, take that as "
+            "--data.root)"
         )
     return images, labels
 

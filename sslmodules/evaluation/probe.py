@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from sslmodules.datamodules.images import PairedSet
+from sslmodules.evaluation.cache import in_order
 from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, linear_classifier
 from sslmodules.evaluation.features import features_of
 from sslmodules.metrics import knn_scores
@@ -54,6 +56,8 @@ def probe(
     Returns:
         The result, or None where either has no labels or ``train`` has fewer than two classes.
     """
+    if isinstance(getattr(train, "dataset", None), PairedSet):
+        train = in_order(train)  # the labeled images, which ride along several times an epoch, once each
     x, x_test = (features_of(module, loader, stages, max_images) for loader in (train, test))
     y, y_test = x.labels, x_test.labels
     if not len(y) or not len(y_test) or len(y.unique(dim=0)) < 2:

@@ -91,6 +91,26 @@ def test_windows_are_a_function_of_seed_epoch_and_file(tmp_path):
     assert epochs(0, seed=1)[0] != first
 
 
+def test_labeled_recordings_ride_along_with_windows_of_the_others(tmp_path):
+    numbered(tmp_path / "sounds", 6)
+    for name in ("low", "high"):
+        numbered(tmp_path / "labeled" / name, 2)
+    roots = {"root": str(tmp_path / "sounds"), "labeled_root": str(tmp_path / "labeled")}
+    data = AudioFolder(**roots, window=100, val_fraction=0, batch_size=3, num_workers=0)
+    loader = data.train_dataloader()
+    epochs = [[batch for batch in loader] for _ in range(2)]
+    windows = [sorted(firsts([batch["image"] for batch in epoch])) for epoch in epochs]
+    assert windows[0] != windows[1]
+    labeled = {
+        (label, sound[0, 0].item())
+        for epoch in epochs
+        for b in epoch
+        for sound, label in zip(b["labeled_image"], b["labeled_label"].tolist(), strict=True)
+    }
+    assert len(labeled) == 4  # the middle of each, in every epoch
+    assert data.classes == ["high", "low"]
+
+
 class Recorder(pl.LightningModule):
     def __init__(self):
         super().__init__()

@@ -240,6 +240,43 @@ def test_a_picture_outside_the_class_folders_is_refused(classes):
         ImageFolder(str(classes / "train"), labels=True).prepare_data()
 
 
+def test_labeled_pictures_beside_unlabeled_ones_ride_along_and_a_part_of_each_class_is_held_out(classes, tmp_path):
+    numbered(tmp_path / "photos", 14)
+    data = ImageFolder(
+        str(tmp_path / "photos"),
+        labeled_root=str(classes / "train"),
+        size=8,
+        val_fraction=0.2,
+        batch_size=7,
+        num_workers=0,
+    )
+    data.prepare_data()
+    assert data.classes == ["cat", "dog"]
+    assert data.num_classes == 2
+    assert [len(data.files(split)) for split in ("train", "labeled", "val", "test", "predict")] == [14, 16, 4, 4, 14]
+    assert not set(data.files("labeled")) & set(data.files("val"))
+    for batch in data.train_dataloader():
+        assert batch["image"].shape == batch["labeled_image"].shape == (7, 3, 8, 8)
+        assert batch["labeled_image"][:, 0, 0, 0].tolist() == [[10, 20][label] for label in batch["labeled_label"]]
+    labels = next(iter(data.val_dataloader()))[1]
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert next(iter(data.predict_dataloader())).shape == (7, 3, 8, 8)
+
+
+def test_labeled_pictures_with_a_val_root_are_all_for_training_and_may_be_few(classes, tmp_path):
+    roots = {"labeled_root": str(classes / "train"), "val_root": str(classes / "val")}
+    data = ImageFolder(str(numbered(tmp_path / "photos", 4)), **roots, label_fraction=0.1, size=8, num_workers=0)
+    assert [len(data.files(split)) for split in ("train", "labeled", "val")] == [4, 2, 6]
+    picture(classes / "val" / "horse" / "1.png")
+    with pytest.raises(ValueError, match=r"val_root=.*no class of labeled_root=.*: horse; expected only cat, dog"):
+        ImageFolder(str(tmp_path / "photos"), **roots).prepare_data()
+
+
+def test_labels_of_root_and_a_labeled_root_are_refused_together(classes):
+    with pytest.raises(ValueError, match="labels=True takes classes from the folders of root, and labeled_root"):
+        ImageFolder(str(classes / "val"), labeled_root=str(classes / "train"), labels=True)
+
+
 def test_it_travels_to_spawned_processes_and_its_hyperparameters_are_plain(tmp_path, caplog):
     data = ImageFolder(numbered(tmp_path, 4), batch_size=2)
     assert data.hparams.root == str(tmp_path)

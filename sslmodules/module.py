@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +26,7 @@ from sslmodules.hyperparameters import class_path, save_init_arguments
 from sslmodules.inputs import as_list, to_images
 from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
 from sslmodules.precision import full_precision
+from sslmodules.trainer_state import begin_resumed_run, pending_batches, repair_progress
 from sslmodules.views import center_square, denormalize, normalize, to_float
 
 # What `loss` returns besides metrics: these are handed to the callbacks and not logged as metrics.
@@ -382,6 +384,7 @@ class SSLModule(LightningModule):
         Batch size and length of the run are known only now: asking for the loader while optimizers are configured would
         make Lightning build it before it restores a checkpoint, and lose the place in the data.
         """
+        begin_resumed_run(self.trainer)
         if not hasattr(self.trainer.train_dataloader, "state_dict"):
             rank_zero_info(
                 f"{type(self.trainer.train_dataloader).__name__} keeps no place in the data: resuming is exact between "
@@ -442,11 +445,12 @@ class SSLModule(LightningModule):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the class, for :func:`load`, and the seed."""
-        checkpoint["sslmodules"] = {"class_path": class_path(type(self)), "seed": self._seed}
+        """Note the class, for :func:`load`, the seed, and how many batches wait for an optimizer step."""
+        pending = 0 if self._trainer is None else pending_batches(self.trainer)
+        checkpoint["sslmodules"] = {"class_path": class_path(type(self)), "seed": self._seed, "pending": pending}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the seed, and refuse a checkpoint of another method."""
+        """Take the seed, refuse a checkpoint of another method, and put right where in its epoch the run goes on."""
         saved = checkpoint.get("sslmodules")
         if saved is None:
             return
@@ -457,6 +461,9 @@ class SSLModule(LightningModule):
                 "class, or with sslmodules.load(path)"
             )
         self._seed = saved["seed"]
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            loops, pending = checkpoint["loops"]["fit_loop"], saved.get("pending", 0)
+            repair_progress(loops, self.trainer.accumulate_grad_batches, pending)
 
 
 def _channel_stats(

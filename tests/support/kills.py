@@ -94,7 +94,8 @@ def run(
         trained.fit(METHODS[name](), datamodule=data, ckpt_path=ckpt_path)
     end = trained._checkpoint_connector.dump_checkpoint(weights_only=False)
     end["batches"] = trained.fit_loop.epoch_loop.batch_progress.total.ready
-    for part in ("loops", "hyper_parameters", "LabeledDataModule"):
+    # Lightning counts an epoch that max_steps cuts short as a whole one, though not where nothing is left to train.
+    for part in ("epoch", "loops", "hyper_parameters", "LabeledDataModule"):
         end.pop(part, None)
     end["callbacks"] = {key: state for key, state in end["callbacks"].items() if "Checkpoint" not in key}
     return end, keep.files

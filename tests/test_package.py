@@ -108,7 +108,9 @@ def test_a_project_with_its_own_callbacks_and_datamodules_works_with_the_wheel(s
 
 def test_the_wheel_holds_recipes_types_and_nothing_at_the_top_but_the_package(site):
     assert (site / "sslmodules" / "py.typed").is_file()
-    assert (site / "sslmodules" / "configs" / "simclr_digits.yaml").is_file()
+    recipes = site / "sslmodules" / "configs"
+    held = {path.relative_to(recipes) for path in recipes.rglob("*.yaml")}
+    assert held == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
     top = {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} - {"bin"}
     assert top == {"sslmodules"}
 

@@ -18,6 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multilabel_average_precision
 
+from sslmodules.datamodules.labels import balanced_indices
+
+FRACTIONS = (0.1, 0.01)  # of the labels, where few are left
+
 
 def linear_classifier(x: Tensor, y: Tensor, num_classes: int) -> Callable[[Tensor], Tensor]:
     """Fit logistic regression on standardised features, by scikit-learn; of several labels each by itself.
@@ -47,6 +51,29 @@ def linear_classifier(x: Tensor, y: Tensor, num_classes: int) -> Callable[[Tenso
         return found.new_zeros(len(queries), num_classes).index_copy_(1, torch.from_numpy(classifier.classes_), found)
 
     return classify
+
+
+def few_labels(y: Tensor, seed: int = 0) -> dict[float, Tensor]:
+    """Draw 10 % and 1 % of the labels, balanced by class, the smaller draw within the larger.
+
+    A share that comes to fewer images than there are classes is left out: with one image of each class it would be
+    more than it says, and in small data sets both shares would be the same draw.
+
+    Args:
+        y: (N,) numbers of classes; of (N, C), where an image has several labels, nothing is drawn.
+        seed: of the draw; see :func:`~sslmodules.datamodules.labels.balanced_indices`.
+
+    Returns:
+        Share of the labels -> indices of the images that keep theirs, ascending.
+
+    >>> y = torch.arange(500) % 10
+    >>> {share: len(kept) for share, kept in few_labels(y).items()}
+    {0.1: 50}
+    """
+    if y.ndim == 2:
+        return {}
+    enough = [share for share in FRACTIONS if round(share * len(y), 6) >= len(y.unique())]
+    return {share: balanced_indices(y, share, seed) for share in enough}
 
 
 def accuracy(scores: Tensor, y: Tensor) -> float:

@@ -14,16 +14,14 @@ from torch.utils.data import DataLoader
 
 from sslmodules.callbacks.features import labeled_part
 from sslmodules.datamodules.images import image_and_label
-from sslmodules.datamodules.labels import balanced_indices
 from sslmodules.evaluation.base import Evaluation
 from sslmodules.evaluation.cache import cached, data_key, in_order
-from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, linear_classifier
+from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, few_labels, linear_classifier
 from sslmodules.evaluation.features import Features, evenly, features_of
 from sslmodules.metrics import knn_scores
 from sslmodules.views import to_float
 
 STAGES = 6  # of an encoder, at most
-FRACTIONS = (0.01, 0.1, 1.0)
 EMBEDDED = 1000  # images in the plane
 SHOWN = 6  # rows of pictures, and neighbours in each
 
@@ -128,11 +126,9 @@ class Measures:
         """Accuracy of a linear probe of few labels, by their share; nothing where images have several."""
         if self.train.labels.ndim == 2:  # no class to take a share of
             return {}
-        shares = {f: balanced_indices(self.train.labels, f, self.seed) for f in FRACTIONS if f < 1}
-        found = {
-            str(f): self._linear(self.train.representation, self.test.representation, i) for f, i in shares.items()
-        }
-        return found | {"1.0": self.linear()}
+        x, x_test = self.train.representation, self.test.representation
+        shares = sorted(few_labels(self.train.labels, self.seed).items())
+        return {str(share): self._linear(x, x_test, kept) for share, kept in shares} | {"1.0": self.linear()}
 
     def _linear(self, x: Tensor, x_test: Tensor, chosen: Tensor | slice = slice(None)) -> float:
         classify = linear_classifier(x[chosen], self.train.labels[chosen], self.num_classes)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslmodules.datamodules.images import PairedSet
 from sslmodules.evaluation.cache import in_order
-from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, linear_classifier
+from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, few_labels, linear_classifier
 from sslmodules.evaluation.features import features_of
 from sslmodules.metrics import knn_scores
 
@@ -25,6 +25,7 @@ class ProbeResult(NamedTuple):
     test_images: int
     stages: dict[int, float]  # of a linear probe on each stage of the encoder that was probed, by its number
     nmi: float | None = None  # of clusters of the held-out images with their labels, where it was asked for
+    few: dict[float, tuple[int, float]] = {}  # share of the labels -> images that keep theirs, and accuracy with those
 
 
 def probe(
@@ -36,6 +37,8 @@ def probe(
     max_images: int = 20_000,
     stages: int = 0,
     clusters: bool = False,
+    few: bool = False,
+    seed: int = 0,
 ) -> ProbeResult | None:
     """Fit logistic regression on the features of ``train`` and look up neighbours in it; measure both on ``test``.
 
@@ -52,6 +55,9 @@ def probe(
             (Zhang et al. 2017, Table 2).
         clusters: measure as well how k-means clusters of the test images agree with their labels; see
             :func:`~sslmodules.evaluation.classifiers.cluster_nmi`.
+        few: fit as well with 10 % and 1 % of the labels, where pretraining matters most; see
+            :func:`~sslmodules.evaluation.classifiers.few_labels`. The images are not read again.
+        seed: of the labels that are kept. The draw also depends on the order of ``train``.
 
     Returns:
         The result, or None where either has no labels or ``train`` has fewer than two classes.
@@ -64,9 +70,10 @@ def probe(
         return None
     classes = int(max(y.max(), y_test.max())) + 1 if y.ndim == 1 else y.shape[1]
 
-    def linear(features: Tensor, queries: Tensor) -> float:
-        return accuracy(linear_classifier(features, y, classes)(queries), y_test)
+    def linear(features: Tensor, queries: Tensor, kept: Tensor | slice = slice(None)) -> float:
+        return accuracy(linear_classifier(features[kept], y[kept], classes)(queries), y_test)
 
+    shares = few_labels(y, seed) if few else {}
     neighbours = knn_scores(x_test.representation, x.representation, y, classes, k, temperature)
     return ProbeResult(
         linear(x.representation, x_test.representation),
@@ -75,4 +82,5 @@ def probe(
         len(y_test),
         {number: linear(stage, x_test.stages[number]) for number, stage in x.stages.items()},
         cluster_nmi(x_test.representation, y_test) if clusters else None,
+        {f: (len(i), linear(x.representation, x_test.representation, i)) for f, i in shares.items()},
     )

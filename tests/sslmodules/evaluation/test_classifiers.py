@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sslmodules import Rotation, metrics
 from sslmodules.evaluation import probe
-from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, linear_classifier
+from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, few_labels, linear_classifier
 from sslmodules.metrics import knn_scores
 
 
@@ -68,6 +68,17 @@ def test_several_labels_are_regressed_and_measured_one_by_one():
     occur = [0, 1, 3]
     expected = average_precision_score(several_test[:, occur], scores[:, occur], average="macro")
     assert accuracy(scores, several_test) == pytest.approx(expected, abs=1e-6)
+
+
+def test_few_labels_are_as_many_as_said_and_no_share_stands_for_another():
+    y = torch.arange(1000) % 10
+    drawn = few_labels(y)
+    assert {share: len(kept) for share, kept in drawn.items()} == {0.1: 100, 0.01: 10}
+    assert y[drawn[0.01]].sort().values.tolist() == list(range(10))
+    assert set(drawn[0.01].tolist()) < set(drawn[0.1].tolist())
+    assert list(few_labels(y[:999])) == [0.1]  # 1 % is fewer than one image a class
+    assert list(few_labels(y[:99])) == []
+    assert few_labels(F.one_hot(y)) == {}
 
 
 def test_clusters_are_compared_with_the_labels():

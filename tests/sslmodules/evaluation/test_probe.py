@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 
 from sslmodules import Rotation
+from sslmodules.datamodules import balanced_indices
 from sslmodules.evaluation import extract, probe
 
 TINY = {"encoder": "conv4", "encoder_args": {"widths": (4, 8, 8)}}
@@ -34,6 +35,23 @@ def test_each_stage_is_probed_on_the_mean_of_its_map():
             assert value == pytest.approx(accuracy(train, y.numpy(), test, y_test.numpy()), abs=0.03)
     assert found[2] == result.linear
     assert probe(method, loader(120), loader(40, seed=1)) == result._replace(stages={})
+
+
+def test_few_labels_are_those_that_evaluate_draws_and_cost_no_second_reading(monkeypatch):
+    torch.manual_seed(0)
+    method = Rotation(**TINY).eval()
+    (x, y), (x_test, y_test) = images(400)[:], images(40, seed=1)[:]
+    read = []
+    method.register_forward_hook(lambda *_: read.append(1))
+    result = probe(method, loader(400, 400), loader(40, 40, seed=1), few=True)
+    assert len(read) == 2
+    assert {share: count for share, (count, _) in result.few.items()} == {0.1: 40, 0.01: 4}
+    with torch.no_grad():
+        features, queries = method(x), method(x_test)
+    for share, (_, value) in result.few.items():
+        kept = balanced_indices(y, share)
+        assert value == pytest.approx(accuracy(features[kept], y[kept], queries, y_test))
+    assert probe(method, loader(400, 400), loader(40, 40, seed=1)).few == {}
 
 
 def test_of_many_stages_some_are_probed_and_the_last_always():

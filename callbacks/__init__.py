@@ -5,6 +5,7 @@ from sslmodules.callbacks.embeddings import EmbeddingProjector, EmbeddingWriter
 from sslmodules.callbacks.interruption import Interruption
 from sslmodules.callbacks.knn import OnlineKNN
 from sslmodules.callbacks.last_checkpoint import LastCheckpoint
+from sslmodules.callbacks.milestones import Milestones
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.pictures import Pictures
 from sslmodules.callbacks.predicted import PictureWriter
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureQueue",
     "Interruption",
     "LastCheckpoint",
+    "Milestones",
     "MomentumUpdate",
     "OnlineKNN",
     "OnlineLinearProbe",

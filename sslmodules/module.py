@@ -79,6 +79,8 @@ class SSLModule(LightningModule):
     reads_map: ClassVar[bool] = False  # whether the representation is the mean of the last map: of the patches' tokens
     specialised: ClassVar[bool] = False  # whether the last stage serves the pretext task more than its users: the
     # probes that end a run then look at every stage
+    validation_measure: ClassVar[str | None] = None  # which metric of held-out images, lower being better, tells the
+    # best epoch where there are no labels; None: none does, as losses between views fall without better features
 
     momentum: float | None = None  # of the teachers, where there are momentum_pairs; see MomentumUpdate
     momentum_rises: bool = True  # towards 1 by a cosine over the run

@@ -71,6 +71,7 @@ class Jigsaw(SSLModule):
 
     default_warmup_epochs = 5
     specialised = True
+    validation_measure = "loss"
     permutations: Tensor
 
     def __init__(

@@ -97,6 +97,7 @@ class RelativePatch(SSLModule):
 
     default_warmup_epochs = 5
     specialised = True
+    validation_measure = "loss"
     first: Tensor
     second: Tensor
     labels: Tensor

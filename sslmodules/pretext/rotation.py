@@ -42,6 +42,7 @@ class Rotation(SSLModule):
     """
 
     specialised = True
+    validation_measure = "loss"
 
     def __init__(
         self,

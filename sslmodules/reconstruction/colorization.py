@@ -69,6 +69,7 @@ class Colorization(SSLModule):
     encoder_channels = 1
     reads_map = True
     specialised = True
+    validation_measure = "loss"
 
     prior: Tensor
     prior_images: Tensor

@@ -73,6 +73,7 @@ class Inpainting(SSLModule):
     lr_batch_size = None
     reads_map = True
     specialised = True
+    validation_measure = "reconstruction"  # the loss also holds the discriminator's
 
     size: int
     discriminator: nn.Module | None

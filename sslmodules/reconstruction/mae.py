@@ -61,6 +61,8 @@ class MAE(SSLModule):
     """
 
     default_warmup_epochs = 40
+    validation_measure = "loss"
+
     encoder: ViT
 
     def __init__(

@@ -107,6 +107,7 @@ class SplitBrain(SSLModule):
 
     reads_map = True
     specialised = True
+    validation_measure = "loss"
 
     encoder: SplitEncoder
 

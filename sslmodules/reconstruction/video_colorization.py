@@ -72,6 +72,7 @@ class VideoColorization(SSLModule):
     input_kind = "video"
     encoder_channels = 1
     reads_map = True
+    validation_measure = "loss"
 
     colors: Tensor
     color_frames: Tensor

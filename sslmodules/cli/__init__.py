@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import sslmodules
+from sslmodules.signals import StopSignals
 
 
 class Command(NamedTuple):
@@ -51,8 +52,8 @@ def main(args: list[str] | None = None) -> None:
         exit_with(f"there is no command {name!r}; {hint}", status=2)
     command = COMMANDS[name]
     try:
-        function = getattr(importlib.import_module(f"sslmodules.cli.{command.module}"), command.function)
-        function(name, rest)
+        with StopSignals():
+            getattr(importlib.import_module(f"sslmodules.cli.{command.module}"), command.function)(name, rest)
     except Exception as error:
         sentence = _own_sentence(error)
         if sentence is None:
@@ -92,7 +93,7 @@ def _own_sentence(error: BaseException | None) -> str | None:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         ours = trace is not None and trace.tb_frame.f_code.co_filename.startswith(folders)
-        if ours and isinstance(error, (ValueError, FileNotFoundError, ImportError)):
+        if ours and isinstance(error, (ValueError, OSError, ImportError)):
             return str(error)
         error = error.__cause__ or error.__context__
     return None

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
@@ -13,16 +14,20 @@ from sslmodules.callbacks import (
     Collapse,
     EmbeddingProjector,
     EmbeddingWriter,
+    Interruption,
+    LastCheckpoint,
     OnlineKNN,
     OnlineLinearProbe,
     Pictures,
     PictureWriter,
 )
+from sslmodules.checkpoint_io import AtomicCheckpointIO
 from sslmodules.cli.arguments import completed
 from sslmodules.cli.parser import TrainerParser
 from sslmodules.cli.table import short, table
 from sslmodules.evaluation import Evaluation, ProbeResult, probe
 from sslmodules.module import SSLModule
+from sslmodules.processes import Launcher
 
 STAGES = 6  # of an encoder, in the table
 
@@ -42,15 +47,13 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(Collapse, "collapse")
         parser.add_lightning_class_args(Pictures, "pictures")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        # Beside the best: with a monitor, Lightning's own save_last writes none where the latest is not the best.
-        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.link_arguments("checkpoint.dirpath", "last_checkpoint.dirpath")
         parser.add_lightning_class_args(LearningRateMonitor, "learning_rate_monitor")
         parser.add_lightning_class_args(EmbeddingWriter, "embeddings")
         parser.add_lightning_class_args(EmbeddingProjector, "projector")
         parser.add_lightning_class_args(PictureWriter, "predicted")
         parser.set_defaults({"checkpoint.filename": "best"})
-        parser.set_defaults({"last_checkpoint.filename": "last", "last_checkpoint.enable_version_counter": False})
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Say what the best checkpoint is where ``--checkpoint.monitor`` does not: what is measured, else the loss's.
@@ -65,7 +68,14 @@ class CLI(LightningCLI):
             if isinstance(self.model, Evaluation):
                 best = (f"val/{self.model.measure}", "max")
             section["checkpoint"] = ModelCheckpoint(**{**arguments, "monitor": best[0], "mode": best[1]})
-        trainer = super().instantiate_trainer(**kwargs)
+        given = section["trainer"]["plugins"] or []
+        plugins = given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        if self.subcommand == "fit":
+            trainer.callbacks.append(Interruption())  # type: ignore[attr-defined]
+        Launcher.attach(trainer)
         if isinstance(self.model, Evaluation):
             probes = (OnlineLinearProbe, OnlineKNN, Collapse)
             trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, probes)]  # type: ignore[attr-defined]
@@ -88,6 +98,7 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print the probe and kNN of this encoder beside the same encoder untrained, and where the files are."""
+        log_dir = self.trainer.log_dir  # on all processes: a broadcast
         if not self.trainer.is_global_zero or getattr(self.trainer, "fast_dev_run", False):
             return
         if isinstance(self.model, Evaluation):
@@ -102,8 +113,8 @@ class CLI(LightningCLI):
             if path:
                 which = "last" if getattr(checkpoint, "monitor", None) is None else "best"
                 print(f"{which} checkpoint   {short(path)}")
-        if self.trainer.log_dir:
-            print(f"logs, pictures    {short(self.trainer.log_dir)}")
+        if log_dir:
+            print(f"logs, pictures    {short(log_dir)}")
 
     def after_validate(self) -> None:
         """Print the probe and kNN of the encoder on the validation images."""

@@ -18,6 +18,7 @@ RUNS = "runs"
 CONFIG = "config.yaml"
 RESULTS = "results.json"
 CHECKPOINTS = "checkpoints"
+KEYS = {"method", "encoder", "data", "epochs", "measure", "metrics", "started", "duration"}  # that results have
 NAMES = ("last", "best")  # of checkpoints, in the place of a path
 
 
@@ -156,6 +157,6 @@ def read_results(run: str | Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(results, dict) or "method" not in results:
-        raise ValueError(f"{path} does not hold the results of a run")
+    if not isinstance(results, dict) or not KEYS <= results.keys():
+        raise ValueError(f"{path} does not hold the results of a run: it needs {', '.join(sorted(KEYS))}")
     return results

@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate", "run", "compare encoders by probes, few labels, corruptions and transfer, in a report"
     ),
+    "compare": Command("compare", "run", "print one table of the results of several runs"),
     "attention": Command("functions", "attention", "draw what an encoder attends to in a folder of pictures"),
     "propagate": Command("functions", "propagate", "follow objects through a video from the mask of its first frame"),
 }

@@ -75,5 +75,3 @@ def test_validation_does_not_count_as_training(tmp_path, capsys, monkeypatch):
 )
 def test_images_are_counted_in_every_kind_of_batch(batch):
     assert _count(batch) == 5
-
-

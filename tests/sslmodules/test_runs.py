@@ -22,7 +22,9 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 def run(method="SimCLR", root=".", last=None, best=None, epochs=3):
     """A run with checkpoints that were written at these seconds."""
     folder = runs.new_run(root, method, NOON)
-    (folder / "config.yaml").write_text(f"model: {{class_path: sslmodules.{method}}}\ntrainer: {{max_epochs: {epochs}}}\n")
+    (folder / "config.yaml").write_text(
+        f"model: {{class_path: sslmodules.{method}}}\ntrainer: {{max_epochs: {epochs}}}\n"
+    )
     for name, seconds in (("last", last), ("best", best)):
         if seconds is not None:
             (folder / "checkpoints").mkdir(exist_ok=True)
@@ -33,7 +35,10 @@ def run(method="SimCLR", root=".", last=None, best=None, epochs=3):
 
 def test_runs_of_one_second_get_folders_of_their_own():
     folders = [runs.new_run("out", name, NOON) for name in ("SimCLR", "SimCLR", "SimCLR", "MoCo")]
-    names = [f"{name}-2026-11-24-120005{more}" for name, more in zip(["simclr"] * 3 + ["moco"], ["", "-2", "-3", ""])]
+    names = [
+        f"{name}-2026-11-24-120005{more}"
+        for name, more in zip(["simclr"] * 3 + ["moco"], ["", "-2", "-3", ""], strict=True)
+    ]
     assert folders == [Path("out/runs").absolute() / name for name in names]
     assert all(folder.is_dir() for folder in folders)
 
@@ -52,7 +57,9 @@ def test_a_checkpoint_is_of_the_method_that_is_asked_for():
     assert runs.find_checkpoint("last", wanted="SimCLR".__eq__) == Path("runs", simclr.name, "checkpoints/last.ckpt")
     assert runs.find_checkpoint("best") == Path("runs", simclr.name, "checkpoints/best.ckpt")
     for name, method in (("best", "MoCo"), ("last", "DINO")):
-        with pytest.raises(FileNotFoundError, match=rf"--ckpt_path {name}: no run of {method} in runs has a {name}.ckpt"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"--ckpt_path {name}: no run of {method} in runs has a {name}.ckpt"
+        ):
             runs.find_checkpoint(name, wanted=method.__eq__, described=method)
     with pytest.raises(FileNotFoundError, match=r"--ckpt last: no run in out/runs has a last.ckpt"):
         runs.find_checkpoint("last", "out", option="--ckpt")
@@ -73,11 +80,11 @@ def test_results_come_back_as_written_and_others_are_named():
     folder = run()
     with pytest.raises(FileNotFoundError, match=f"{folder.name}: no results.json"):
         runs.read_results(folder)
-    results = {"method": "SimCLR", "metrics": {"last": {"knn": 0.5}}}
+    results = dict.fromkeys(runs.KEYS, "something") | {"metrics": {"last": {"knn": 0.5}}}
     assert runs.write_results(folder, results) == folder / "results.json"
     assert runs.read_results(folder) == results
     assert sorted(os.listdir(folder)) == ["config.yaml", "results.json"]
-    for text in ("{", "[]", "{}"):
+    for text in ("{", "[]", '{"method": "SimCLR"}'):
         (folder / "results.json").write_text(text)
         with pytest.raises(ValueError, match=r"results.json"):
             runs.read_results(folder)
@@ -85,10 +92,10 @@ def test_results_come_back_as_written_and_others_are_named():
 
 def test_results_that_cannot_be_written_leave_those_that_there_are():
     folder = run()
-    runs.write_results(folder, {"method": "SimCLR"})
+    runs.write_results(folder, dict.fromkeys(runs.KEYS, "there"))
     with pytest.raises(TypeError):
         runs.write_results(folder, {"method": "SimCLR", "model": object()})
-    assert runs.read_results(folder) == {"method": "SimCLR"}
+    assert runs.read_results(folder)["method"] == "there"
     assert sorted(os.listdir(folder)) == ["config.yaml", "results.json"]
 
 

@@ -157,6 +157,6 @@ def read_results(run: str | Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(results, dict) or not KEYS <= results.keys():
+    if not isinstance(results, dict) or not results.keys() >= KEYS:
         raise ValueError(f"{path} does not hold the results of a run: it needs {', '.join(sorted(KEYS))}")
     return results

@@ -3,17 +3,17 @@
 from lightning.pytorch import LightningDataModule
 
 from sslmodules.cli.arguments import with_class_names
-from sslmodules.cli.parser import FunctionParser
+from sslmodules.cli.parser import call, function_parser
 from sslmodules.evaluation.evaluate_command import evaluate
 
 
 def run(name: str, args: list[str]) -> None:
     """Run ``sslmodules evaluate``."""
-    parser = FunctionParser(name, evaluate)
+    parser = function_parser(name, evaluate)
     parser.add_argument("--ckpt", nargs="+", type=str, required=True, help="checkpoints, or published weights")
     parser.add_subclass_arguments(LightningDataModule, "data", required=True, help="labeled images")
     parser.add_subclass_arguments(LightningDataModule, "transfer", required=False, help="other labeled images")
     parser.add_subclass_arguments(LightningDataModule, "masks", required=False, help="images with masks")
     parser.add_subclass_arguments(LightningDataModule, "boxes", required=False, help="images with boxes")
     parser.add_function_arguments(evaluate, skip={"ckpt", "data", "transfer", "masks", "boxes"})
-    evaluate(**parser.instantiate(parser.parse_args(with_class_names(args))).as_dict())
+    call(evaluate, parser, with_class_names(args))

@@ -3,23 +3,23 @@
 from collections.abc import Callable
 from typing import Any
 
-from sslmodules.cli.parser import FunctionParser
+from sslmodules.cli.parser import call, function_parser
 from sslmodules.evaluation.attention_command import write_attention
 from sslmodules.evaluation.propagate_command import propagate_masks
 
 
 def attention(name: str, args: list[str]) -> None:
     """Run ``sslmodules attention``."""
-    call(write_attention, name, args)
+    run(write_attention, name, args)
 
 
 def propagate(name: str, args: list[str]) -> None:
     """Run ``sslmodules propagate``."""
-    call(propagate_masks, name, args)
+    run(propagate_masks, name, args)
 
 
-def call(function: Callable[..., Any], name: str, args: list[str]) -> None:
-    """Call a function with its arguments from the command line or from ``--config``."""
-    parser = FunctionParser(name, function)
+def run(function: Callable[..., Any], name: str, args: list[str]) -> None:
+    """Run a command whose options are the arguments of a function."""
+    parser = function_parser(name, function)
     parser.add_function_arguments(function, as_positional=False)
-    function(**parser.instantiate(parser.parse_args(args)).as_dict())
+    call(function, parser, args)

@@ -52,13 +52,19 @@ class OneLineErrors(ArgumentParser):
         exit_with(sentence(message, option_names(parser)), status=2)
 
 
-class FunctionParser(OneLineErrors):
-    """Parser of a command that is a function, ``--config`` and ``--print_config`` included."""
+def function_parser(name: str, function: Callable[..., Any]) -> OneLineErrors:
+    """Parser of a command that is a function, with ``--config`` and ``--print_config``; the options are yet to add."""
+    summary = inspect.getdoc(function) or ""
+    parser = OneLineErrors(prog=f"sslmodules {name}", description=summary.split("\n\nArgs:")[0])
+    parser.add_argument("--config", action="config", help="YAML file with values of these options")
+    return parser
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        summary = inspect.getdoc(function) or ""
-        super().__init__(prog=f"sslmodules {name}", description=summary.split("\n\nArgs:")[0])
-        self.add_argument("--config", action="config", help="YAML file with values of these options")
+
+def call(function: Callable[..., Any], parser: ArgumentParser, args: list[str]) -> None:
+    """Call a function with its arguments from the command line."""
+    values = parser.instantiate(parser.parse_args(args)).as_dict()
+    values.pop("config")
+    function(**values)
 
 
 class TrainerParser(OneLineErrors, LightningArgumentParser):

@@ -61,11 +61,14 @@ class Person:
         self._forks = forks
         self._count = 0
 
-    def start(self, *args: object, fresh: bool = False, launcher: tuple[str, ...] = (), **env: str) -> Command:
+    def start(
+        self, *args: object, fresh: bool = False, launcher: tuple[str, ...] = (), code: str = "", **env: str
+    ) -> Command:
         """Start ``sslmodules args``.
 
         Args:
             args: what is typed behind ``sslmodules``.
+            code: Python to run in its place.
             fresh: a new interpreter, slower by some seconds: for several devices, which start this one again.
             launcher: words before ``-m sslmodules`` in the place of the interpreter, such as torchrun's.
             env: further variables of the environment.
@@ -86,7 +89,7 @@ class Person:
                     start_new_session=True,
                 )
             return Command(self.folder, words, process.pid, out, process.wait)
-        start = {"cwd": str(self.folder), "args": words, "out": str(out), "env": {**QUICK, **env}}
+        start = {"cwd": str(self.folder), "args": words, "out": str(out), "env": {**QUICK, **env}, "code": code}
         pid = self._ask({"start": start})
         return Command(self.folder, words, pid, out, lambda: self._ask({"wait": pid}))
 

@@ -33,9 +33,7 @@ def test_photographs_and_a_few_labels_in_another_folder_end_in_a_table(chosen):
 
 def test_fine_tuning_with_fewer_images_than_a_batch(owner, chosen):
     labeled = ["--data", "ImageFolder", "--data.root", "labeled", "--data.labels", "true", "--data.size", 40]
-    said = owner.run(
-        "fit", "--model", "FineTune", "--model.ckpt", chosen[1], *labeled, "--trainer.max_epochs", 3, *CPU
-    )
+    said = owner.run("fit", "--model", "FineTune", "--model.ckpt", chosen[1], *labeled, "--trainer.max_epochs", 3, *CPU)
     assert "a training batch holds all 9 images" in said
     assert "warm-up: 0.3 epochs, a tenth of the run, and not 5" in said
     assert "val/accuracy" in said

@@ -10,8 +10,8 @@ import signal
 import sys
 
 
-def command(cwd: str, args: list[str], out: str, env: dict[str, str]) -> None:
-    """Become ``sslmodules args`` in a folder of its own, with output into a file; does not return."""
+def command(cwd: str, args: list[str], out: str, env: dict[str, str], code: str = "") -> None:
+    """Become ``sslmodules args``, or Python with ``code``, in a folder, with output into a file; does not return."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
@@ -29,7 +29,7 @@ def command(cwd: str, args: list[str], out: str, env: dict[str, str]) -> None:
 
     status = 0
     try:
-        main()
+        exec(code, {"__name__": "__main__"}) if code else main()
     except SystemExit as left:
         if isinstance(left.code, str):
             print(left.code, file=sys.stderr)

@@ -51,6 +51,23 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
+def without_downloads(value: Any) -> Any:
+    """Saved arguments whose modules, given as class_path and init_args, ask for no weights of their own.
+
+    >>> without_downloads({"class_path": "torchvision.models.resnet18", "init_args": {"weights": "DEFAULT"}})
+    {'class_path': 'torchvision.models.resnet18', 'init_args': {'weights': None}}
+    """
+    if isinstance(value, list):
+        return [without_downloads(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    value = {k: without_downloads(v) for k, v in value.items()}
+    if "class_path" in value and isinstance(value.get("init_args"), dict):
+        off = {"pretrained": False, "weights": None}
+        value["init_args"] |= {k: off[k] for k in off if isinstance(value["init_args"].get(k), (bool, str))}
+    return value
+
+
 def class_path(named: Any) -> str:
     """Dotted path of a class or function."""
     return f"{named.__module__}.{named.__qualname__}"

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from sslmodules.batch import InputKind
 from sslmodules.datamodules.pictures import cut_picture, picture_size, read_picture, upright_size
+from sslmodules.datamodules.recordings import read_recording
 from sslmodules.views import resized_crop, to_float
 
 if TYPE_CHECKING:
@@ -22,6 +24,38 @@ SHAPES = {
     "sound": "(T,) or ({c}, T)",
     "video": "an array (T, H, W, {c}) or a tensor (T, {c}, H, W)",
 }
+
+
+class InputFormat(NamedTuple):
+    """How a loader made what a module was trained on; its checkpoints note it."""
+
+    kind: InputKind
+    shape: tuple[int, ...]  # of one image (C, H, W), sound (C, T) or clip (T, C, H, W)
+    mode: str | None  # of PIL, "RGB" or "L"; None for sound, and for other numbers of channels
+    mean: list[float] | None  # subtracted from each channel, in units of [0, 1]
+    std: list[float] | None  # divided by
+    crop: str | None  # "center": pictures of another shape are scaled to cover the size and cut around the center
+    sample_rate: int | None = None  # of sound in Hz, where the DataModule tells it
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width; None for sound."""
+        return None if self.kind == "sound" else (self.shape[-2], self.shape[-1])
+
+
+def input_format(module: "SSLModule", images: Tensor) -> InputFormat:
+    """Note how a batch of the training data was made."""
+    sound = module.input_kind == "sound"
+    data = None if module._trainer is None else getattr(module.trainer, "datamodule", None)
+    return InputFormat(
+        kind=module.input_kind,
+        shape=tuple(images.shape[1:]),
+        mode=None if sound else MODES.get(module.in_channels),
+        mean=module.mean,
+        std=module.std,
+        crop=None if sound else "center",
+        sample_rate=getattr(data, "sample_rate", None) if sound else None,
+    )
 
 
 def to_images(module: "SSLModule", pictures: Any) -> Tensor:
@@ -92,6 +126,8 @@ def as_list(module: "SSLModule", pictures: Any) -> list[Any]:
 
 def _training_size(module: "SSLModule") -> tuple[int, int] | None:
     """Height and width of what a loader of the training data yields, where they are known."""
+    if module.input_format is not None:
+        return module.input_format.size
     return None if module.size is None else (module.size, module.size)
 
 
@@ -116,7 +152,11 @@ def _image(module: "SSLModule", item: Any, name: str, size: tuple[int, int] | No
 def _sound(module: "SSLModule", item: Any, name: str, size: None) -> Tensor:
     if not isinstance(item, (str, Path)):
         return _values(module, item, name)
-    raise ValueError(f"{item}: the module does not know the sample rate that it was trained on; pass arrays or tensors")
+    if module.input_format is None or module.input_format.sample_rate is None:
+        raise ValueError(
+            f"{item}: the module does not know the sample rate that it was trained on; pass arrays or tensors"
+        )
+    return read_recording(_file(item), module.input_format.sample_rate, module.input_format.shape[-1])
 
 
 def _clip(module: "SSLModule", item: Any, name: str, size: tuple[int, int] | None) -> Tensor:
@@ -167,7 +207,7 @@ def _check_range(x: Tensor, name: str, lowest: int) -> None:
 
 def _file(path: str | Path) -> str:
     if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder; pass the files in it, or use sslmodules.datamodules.ImageFolder")
+        raise ValueError(f"{path} is a folder; pass the files in it")
     return str(path)
 
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -20,12 +20,21 @@ from sslmodules.callbacks.features import frozen
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
-from sslmodules.encoders import create_encoder, feature_dim, last_map, map_shape, pool, stage_maps
+from sslmodules.encoders import (
+    create_encoder,
+    feature_dim,
+    last_map,
+    map_shape,
+    pool,
+    stage_maps,
+    without_pretrained_weights,
+)
 from sslmodules.encoders.single_image import single_image_statistics
 from sslmodules.hyperparameters import class_path, save_init_arguments
-from sslmodules.inputs import as_list, to_images
+from sslmodules.inputs import InputFormat, as_list, input_format, to_images
 from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
 from sslmodules.precision import full_precision
+from sslmodules.reading import misfit
 from sslmodules.trainer_state import begin_resumed_run, pending_batches, repair_progress
 from sslmodules.views import center_square, denormalize, normalize, to_float
 
@@ -84,6 +93,7 @@ class SSLModule(LightningModule):
 
     momentum: float | None = None  # of the teachers, where there are momentum_pairs; see MomentumUpdate
     momentum_rises: bool = True  # towards 1 by a cosine over the run
+    input_format: InputFormat | None = None  # of the training data, from its first batch on; in checkpoints
     queue: Any  # a FeatureQueue, or None; filled by QueueUpdate
     projector: Any  # a module, or None in a method without one
 
@@ -346,6 +356,8 @@ class SSLModule(LightningModule):
         if stage not in self._checked:
             (self.check_batch if stage == "train" else self.check_images)(images)
             self._checked.add(stage)
+            if stage == "train":
+                self.input_format = input_format(self, images)
 
     # --- optimizer and callbacks ------------------------------------------------------------------------------------
 
@@ -447,25 +459,61 @@ class SSLModule(LightningModule):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the class, for :func:`load`, the seed, and how many batches wait for an optimizer step."""
-        pending = 0 if self._trainer is None else pending_batches(self.trainer)
-        checkpoint["sslmodules"] = {"class_path": class_path(type(self)), "seed": self._seed, "pending": pending}
+        """Note the class, for :func:`load`, the seed, the training data's format, and batches without a step yet."""
+        checkpoint["sslmodules"] = {
+            "class_path": class_path(type(self)),
+            "seed": self._seed,
+            "inputs": None if self.input_format is None else self.input_format._asdict(),
+            "pending": 0 if self._trainer is None else pending_batches(self.trainer),
+        }
+        checkpoint.setdefault("hyper_parameters", {})  # which Lightning leaves out where there are none
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the seed, refuse a checkpoint of another method, and put right where in its epoch the run goes on."""
+        """Take seed and format, refuse a checkpoint of another method, put right where in its epoch the run goes on."""
         saved = checkpoint.get("sslmodules")
         if saved is None:
             return
         fits = set(map(class_path, type(self).__mro__))
         if saved["class_path"] not in fits and checkpoint["state_dict"].keys() != self.state_dict().keys():
             raise ValueError(
-                f"the checkpoint is of {saved['class_path']} and this is {class_path(type(self))}; load it with that "
-                "class, or with sslmodules.load(path)"
+                f"{self._checkpoint_name()} is of {saved['class_path']} and this is {class_path(type(self))}; load it "
+                "with that class, or with sslmodules.load(path)"
             )
         self._seed = saved["seed"]
+<<<<<<< HEAD
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             loops, pending = checkpoint["loops"]["fit_loop"], saved.get("pending", 0)
             repair_progress(loops, self.trainer.accumulate_grad_batches, pending)
+=======
+        self.input_format = InputFormat(**saved["inputs"]) if saved.get("inputs") else None
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights as any module does, with one clear sentence where they do not fit.
+
+        Raises:
+            ValueError: names or shapes differ.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            found = misfit(state_dict, self.state_dict())
+            if not found:
+                raise
+            raise ValueError(
+                f"{self._checkpoint_name()} does not fit this {type(self).__name__}: {found}; pass the arguments that "
+                "it was trained with"
+            ) from error
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Load a checkpoint as Lightning does; ``pretrained=True`` among its arguments downloads nothing."""
+        with without_pretrained_weights():
+            return super().load_from_checkpoint(*args, **kwargs)
+
+    def _checkpoint_name(self) -> str:
+        path = None if self._trainer is None else self.trainer.ckpt_path
+        return str(path or "the checkpoint")
+>>>>>>> d9d9166 (Checkpoints note how their images were made; what is broken is named in one sentence; loading downloads nothing and gives eval mode)
 
 
 def _channel_stats(

@@ -3,7 +3,7 @@
 from lightning.pytorch import LightningDataModule
 
 from sslmodules.cli.arguments import with_class_names
-from sslmodules.cli.parser import call, function_parser
+from sslmodules.cli.parser import function_parser
 from sslmodules.evaluation.evaluate_command import evaluate
 
 
@@ -16,4 +16,6 @@ def run(name: str, args: list[str]) -> None:
     parser.add_subclass_arguments(LightningDataModule, "masks", required=False, help="images with masks")
     parser.add_subclass_arguments(LightningDataModule, "boxes", required=False, help="images with boxes")
     parser.add_function_arguments(evaluate, skip={"ckpt", "data", "transfer", "masks", "boxes"})
-    call(evaluate, parser, with_class_names(args))
+    parsed = parser.parse_args(with_class_names(args))
+    parsed.pop("config")  # whose values are in place
+    evaluate(**parser.instantiate(parsed).as_dict())

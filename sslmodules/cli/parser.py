@@ -53,18 +53,14 @@ class OneLineErrors(ArgumentParser):
 
 
 def function_parser(name: str, function: Callable[..., Any]) -> OneLineErrors:
-    """Parser of a command that is a function, with ``--config`` and ``--print_config``; the options are yet to add."""
+    """Build the parser of a command that is a function, ``--config`` and ``--print_config`` included.
+
+    No subclass with a signature of its own: jsonargparse makes parsers of this one's class for what is nested.
+    """
     summary = inspect.getdoc(function) or ""
     parser = OneLineErrors(prog=f"sslmodules {name}", description=summary.split("\n\nArgs:")[0])
     parser.add_argument("--config", action="config", help="YAML file with values of these options")
     return parser
-
-
-def call(function: Callable[..., Any], parser: ArgumentParser, args: list[str]) -> None:
-    """Call a function with its arguments from the command line."""
-    values = parser.instantiate(parser.parse_args(args)).as_dict()
-    values.pop("config")
-    function(**values)
 
 
 class TrainerParser(OneLineErrors, LightningArgumentParser):

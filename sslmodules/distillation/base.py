@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from sslmodules.distillation.center import Center
 from sslmodules.encoders import ViT, last_map
-from sslmodules.loading import read_checkpoint
+from sslmodules.loading import naming, read_checkpoint
 from sslmodules.module import SSLModule
 from sslmodules.optim import warmup_cosine
 from sslmodules.views.multi_crop import MultiCrop
@@ -228,7 +228,8 @@ class SelfDistillation(SSLModule):
             # Of an anchor (DINOv2), a new run has its own or none.
             anchor = {k: v for k, v in self.state_dict().items() if k.startswith("gram.")}
             saved = read_checkpoint(self.start_from)["state_dict"]
-            self.load_state_dict(anchor | {k: v for k, v in saved.items() if not k.startswith("gram.")})
+            with naming(self.start_from):
+                self.load_state_dict(anchor | {k: v for k, v in saved.items() if not k.startswith("gram.")})
 
     def on_train_start(self) -> None:
         """Begin with nothing collected for the centres."""

@@ -1,6 +1,6 @@
 """Building encoders by name, reading features from any of them, and weights in and out."""
 
-from sslmodules.encoders.build import create_encoder
+from sslmodules.encoders.build import create_encoder, without_pretrained_weights
 from sslmodules.encoders.convnet import ConvNet
 from sslmodules.encoders.features import feature_dim, last_map, map_shape, pool, stage_maps
 from sslmodules.encoders.layers import blocks_of, layers
@@ -25,4 +25,5 @@ __all__ = [
     "pool",
     "split_batch_norm",
     "stage_maps",
+    "without_pretrained_weights",
 ]

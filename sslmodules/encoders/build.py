@@ -1,6 +1,9 @@
 """From a name to an encoder."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import timm
@@ -15,6 +18,19 @@ OWN = ("conv4", "moco_v3_vit_small", "moco_v3_vit_base")
 SMALL_STEM = "-cifar"
 ANY_SIZE = ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")  # files of timm with dynamic_img_size
 OF_VIT = ("interpolation", "mask_token", "uniform_drop_path")
+OF_WEIGHTS = ("pretrained", "checkpoint_path")
+
+_weights_follow = ContextVar("_weights_follow", default=False)
+
+
+@contextmanager
+def without_pretrained_weights() -> Iterator[None]:
+    """Build encoders whose weights are loaded next: ``pretrained=True`` downloads nothing in here."""
+    token = _weights_follow.set(True)
+    try:
+        yield
+    finally:
+        _weights_follow.reset(token)
 
 
 def create_encoder(name: str, in_channels: int = 3, image_size: int | None = None, **kwargs: Any) -> nn.Module:
@@ -39,6 +55,8 @@ def create_encoder(name: str, in_channels: int = 3, image_size: int | None = Non
     >>> create_encoder("resnet18-cifar")(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 512])
     """
+    if _weights_follow.get():
+        kwargs = {key: value for key, value in kwargs.items() if key not in OF_WEIGHTS}
     if name == "conv4":
         return ConvNet(in_channels, **kwargs)
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}

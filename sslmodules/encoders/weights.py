@@ -1,16 +1,11 @@
 """Published weights into encoders, and encoders out into weights that others read."""
 
-import argparse
 import math
 import re
-import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import safetensors.torch
 import torch
 from timm.layers import Mlp, SwiGLUPacked, resample_abs_pos_embed
@@ -21,20 +16,10 @@ from sslmodules.encoders.build import create_encoder
 from sslmodules.encoders.convnet import ConvNet
 from sslmodules.encoders.layouts import LAYOUTS, PLAIN, Layout, as_timm, as_torchvision, renamed
 from sslmodules.encoders.vit import ViT, dino_positions
+from sslmodules.reading import read_weights, some
 
 # Width -> heads of the published ViTs that have no 64 channels a head: ViT-H, g and G.
 NUM_HEADS = {1280: 16, 1408: 16, 1664: 16}
-
-# Plain values that training scripts save beside the weights (DINO's and MAE's `args`, rates out of NumPy).
-SAFE: list[Any] = [
-    argparse.Namespace,
-    np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-]
 
 
 def load_weights(
@@ -83,7 +68,7 @@ def load_weights(
     >>> load_weights(path).weights_layout
     'MoCo v3 (student)'
     """
-    checkpoint = _read(Path(path), ignore_objects)
+    checkpoint = read_weights(path, ignore_objects)
     tensors = _tensors(checkpoint)
     own = {} if encoder is None else encoder.state_dict()
     layout = next((known for known in LAYOUTS if known.fits([*tensors, *checkpoint])), None)
@@ -91,7 +76,7 @@ def load_weights(
         layout = PLAIN
     if layout is None:
         raise ValueError(
-            f"{path}: its names fit no known layout (the first: {_some(tensors)}); known are "
+            f"{path}: its names fit no known layout (the first: {some(tensors)}); known are "
             f"{', '.join(dict.fromkeys(known.name for known in LAYOUTS))}. Load such a file yourself and save the "
             "encoder's own state_dict()"
         )
@@ -164,48 +149,6 @@ def export_weights(model: nn.Module, path: str | Path, layout: str = "timm") -> 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-class _Ignored:
-    """Stands in for a class that is not imported: whatever is made of it is an empty dict."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return OrderedDict()
-
-
-def _allowed(names: list[Any]) -> AbstractContextManager[Any]:
-    """PyTorch's context, which on leaving would forget what was allowed before, too."""
-    return torch.serialization.safe_globals([n for n in names if n not in torch.serialization.get_safe_globals()])
-
-
-def _read(path: Path, ignore_objects: bool) -> Mapping[str, Any]:
-    unsafe: list[str] = []
-    try:
-        with path.open("rb") as file:
-            if file.read(9)[8:] == b"{":  # safetensors: the length of a JSON header, and the header
-                return safetensors.torch.load_file(path)
-        zipped = zipfile.is_zipfile(path)  # since PyTorch 1.6; tensors then stay on disk until they are used
-        if zipped:
-            with _allowed(SAFE):
-                unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        ignored = [(_Ignored, name) for name in unsafe if ignore_objects]
-        with _allowed([*SAFE, *ignored]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        named = unsafe or re.findall(r"GLOBAL (\S+) was not", str(error))  # PyTorch's words, for the older format
-        if named and not (unsafe and ignore_objects):
-            todo = "pass ignore_objects=True to read its tensors without them" if unsafe else "save its tensors alone"
-            raise ValueError(
-                f"{path} holds objects besides tensors and plain values ({_some(named)}), and reading those can run "
-                f"code; {todo}"
-            ) from error
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} cannot be read as tensors and plain values: {reason}") from error
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}, expected a state dict or a dict with one")
-    return checkpoint
-
-
 def _tensors(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors of the weights by their dotted names; those of optimizers and callbacks lie beside the weights."""
     weights, names = checkpoint, ("state_dict", "model", "model_state_dict")
@@ -231,12 +174,7 @@ def _chosen(path: str | Path, layout: Layout, names: list[str], which: str | Non
         prefix = layout.prefix(names, one)
         if prefix is not None:
             return one, prefix
-    raise ValueError(f"{path} ({layout.name}) holds no {which or 'encoder'} (its first names: {_some(names)})")
-
-
-def _some(names: Any, most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    raise ValueError(f"{path} ({layout.name}) holds no {which or 'encoder'} (its first names: {some(names)})")
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------
@@ -279,9 +217,9 @@ def _check(source: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor], 
         for name in own.keys() & state.keys()
         if not _fits(name, state, own)
     ]
-    problems = [f"the file lacks {_some(missing)}"] * bool(missing)
-    problems += [f"the encoder has no {_some(unexpected)}"] * bool(unexpected)
-    problems += [_some(sorted(shapes))] * bool(shapes)
+    problems = [f"the file lacks {some(missing)}"] * bool(missing)
+    problems += [f"the encoder has no {some(unexpected)}"] * bool(unexpected)
+    problems += [some(sorted(shapes))] * bool(shapes)
     if problems:
         raise ValueError(
             f"{source} does not fit {type(encoder).__name__}: {'; '.join(problems)}. Pass an encoder of the file's "
@@ -314,7 +252,7 @@ def _built(
             f"{source} looks like a common architecture but lacks {error}; pass encoder=..., a model with these names"
         ) from error
     raise ValueError(
-        f"{source} holds no plain ViT or ResNet (the first names: {_some(state)}), so its sizes are not known; pass "
+        f"{source} holds no plain ViT or ResNet (the first names: {some(state)}), so its sizes are not known; pass "
         "encoder=..., a model with these names"
     )
 
@@ -424,7 +362,7 @@ def _obstacles(encoder: Any, state: Mapping[str, Tensor]) -> list[str]:
         "parts": sorted({n for m in modules if not re.fullmatch(ALIKE, n := type(m).__name__)}),
         "tensors": [name for name in state if not re.match(ALIKE_NAMES, name)],
     }
-    found = [f"it has {kind} that the other has not ({_some(names)})" for kind, names in strange.items() if names]
+    found = [f"it has {kind} that the other has not ({some(names)})" for kind, names in strange.items() if names]
     norms = [m for m in modules if isinstance(m, (nn.LayerNorm, nn.modules.batchnorm._BatchNorm))]
     if any(m.eps != (1e-6 if isinstance(m, nn.LayerNorm) else 1e-5) for m in norms):
         found.append("its norms have another eps")

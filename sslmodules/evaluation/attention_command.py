@@ -24,11 +24,12 @@ from sslmodules.evaluation.attention import (
 from sslmodules.evaluation.looking import check_outside, looked_with, only_shape, patch_shape
 from sslmodules.views import to_float
 
+SIZE = 480  # px, as in the papers' figures
 LONGEST = 2  # times the shorter side: attention takes memory by the square of the number of patches
 
 
 def write_attention(
-    ckpt: str, images: str, out: str, size: int = 480, block: int = -1, encoder: str | None = None
+    ckpt: str, images: str, out: str, size: int | None = None, block: int = -1, encoder: str | None = None
 ) -> list[Path]:
     """Write what an encoder looks at in every picture of a folder, as PNG files named after the pictures.
 
@@ -46,7 +47,8 @@ def write_attention(
         ckpt: a checkpoint of this package, or a file of published weights (see sslmodules.encoders.load_weights).
         images: folder of pictures, with the folders below it.
         out: folder to write into; it is made where it is missing.
-        size: shorter side of the pictures in pixels.
+        size: shorter side of the pictures in pixels; by default that of the pictures of the training, or 480 where the
+            file does not tell it. A larger one shows finer maps.
         block: of a ViT, whose attention is shown; negative ones count from the last.
         encoder: name of the encoder, where the file does not tell it (see sslmodules.encoders.create_encoder).
 
@@ -60,6 +62,11 @@ def write_attention(
     """
     looked = looked_with(ckpt, encoder)
     inputs = _listed(images)
+    trained = None if looked.module is None else looked.module.input_format
+    if size is None and trained is not None:
+        size = min(trained.shape[-2:])
+        print(f"pictures are read at {size} px, as in the training of {ckpt}; --size gives another")
+    size = size or SIZE
     if shows_attention(looked.encoder) and not -len(looked.encoder.blocks) <= block < len(looked.encoder.blocks):
         raise ValueError(f"--block {block}: the encoder has {len(looked.encoder.blocks)}, the first of which is 0")
     kinds = ["", "-pca"] if isinstance(looked.encoder, ViT) else [""]

@@ -14,10 +14,11 @@ from sslmodules.batch import unpack
 from sslmodules.callbacks.features import number_of_classes
 from sslmodules.distillation.base import SelfDistillation
 from sslmodules.distributed import all_reduced, world_size
-from sslmodules.encoders import layers, load_weights
+from sslmodules.encoders import layers, load_weights, without_pretrained_weights
 from sslmodules.evaluation.classifiers import mean_of_occurring
 from sslmodules.hyperparameters import class_path, is_plain
-from sslmodules.loading import built, method_class, own_checkpoint
+from sslmodules.inputs import input_format
+from sslmodules.loading import built, method_class, naming, own_checkpoint
 from sslmodules.module import SSLModule
 from sslmodules.optim import layer_scales, split_groups
 from sslmodules.views import RandomResizedCrop
@@ -98,7 +99,7 @@ class Evaluation(SSLModule):
         method.encoder, method.size, method.undo_normalization = self.encoder, size, None
         self._method = (method,)  # in a tuple, so that its encoder counts once
         self.held = held  # class and arguments of the method, as plain data
-        self.input_kind = method.input_kind
+        self.input_kind, self.input_format = method.input_kind, method.input_format
         self.feature_dim = method.feature_dim
         self.num_classes = num_classes
         self.multi_label = multi_label
@@ -290,6 +291,11 @@ class Evaluation(SSLModule):
         if stage not in self._checked:
             self.check_batch(batch)
             self._checked.add(stage)
+            if stage == "train":
+                self._note_format(batch)
+
+    def _note_format(self, batch: Any) -> None:
+        self.input_format = input_format(self, _images_and_labels(batch)[0])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the encoder is, in the place of the file that it came from."""
@@ -356,21 +362,24 @@ def _pretrained(
     """The method that an encoder comes from; and as plain data its class and arguments, to build it again without."""
     given = {} if encoder is None else {"encoder": encoder}
     if pretrained is not None:
-        return _built(pretrained, given), pretrained
+        with without_pretrained_weights():
+            return _built(pretrained, given), pretrained
     checkpoint = None if ckpt is None else own_checkpoint(ckpt)
     if checkpoint is not None:
         arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if k not in ("optimizer", "lr_scheduler")}
         arguments["encoder_args"] = {**(arguments.get("encoder_args") or {}), **(encoder_args or {})} or None
         held = {"class_path": checkpoint["sslmodules"]["class_path"], "arguments": arguments}
-        method = _built(held, given)
-        method.on_load_checkpoint(checkpoint)
-        method.load_state_dict(checkpoint["state_dict"])
+        with naming(str(ckpt)), without_pretrained_weights():
+            method = _built(held, given)
+            method.on_load_checkpoint(checkpoint)
+            method.load_state_dict(checkpoint["state_dict"])
         return method, held
     if encoder is None:
         raise ValueError(
             "there is no encoder to evaluate; pass ckpt=... (a checkpoint), or encoder=... (a name or a module)"
             if ckpt is None
-            else f"{ckpt} is no checkpoint of this package; pass encoder=... with the name of the encoder it holds"
+            else f"{ckpt} is not an sslmodules checkpoint: the key 'sslmodules' is missing; if it holds published "
+            "weights, pass encoder=... with the name of the encoder"
         )
     if ckpt is not None and plain["mean"] is None:
         plain |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}

@@ -25,6 +25,7 @@ class DenseEvaluation(Evaluation):
     def __init__(self, ckpt: str | None, *, train_encoder: bool, layer_decay: float, **kwargs: Any) -> None:
         super().__init__(ckpt, **kwargs)
         self.method.size = None  # it would cut the centre out of images
+        self.input_format = None  # they come in any size
         self.train_encoder = train_encoder
         self.layer_decay = layer_decay
         self.encoder.requires_grad_(train_encoder)
@@ -68,6 +69,9 @@ class DenseEvaluation(Evaluation):
         """What the encoder eats of an empty image, to see the shapes of its maps."""
         side = math.lcm(64, *self.patch)
         return self.preprocess(torch.zeros(1, self.in_channels, side, side))
+
+    def _note_format(self, batch: Any) -> None:
+        """Note nothing: pictures of training are filled up to the largest of their batch."""
 
     def class_names(self) -> list[str]:
         """Names of the classes by the DataModule, else their numbers."""

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_i
 
 from sslmodules.datamodules.clips import require_av, upright
 from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, picture_size, read_picture
-from sslmodules.encoders import create_encoder
+from sslmodules.encoders import create_encoder, without_pretrained_weights
 from sslmodules.evaluation.davis import Agreement, boundary_accuracy, mean_agreement, region_similarity, statistics
 from sslmodules.evaluation.looking import (
     Looked,
@@ -191,14 +191,10 @@ def _looked(ckpt: str | None, encoder: str | None, untrained: bool, seed: int) -
         return looked_at_rgb(create_encoder(encoder))
     if not untrained:
         return looked_with(ckpt, encoder)
-    try:
-        module = load(ckpt, **({} if encoder is None else {"encoder": encoder}))
-    except (FileNotFoundError, ValueError):
-        raise
-    except Exception as error:  # not one of ours: torch.load has many ways to say so
-        raise ValueError(f"{ckpt} names no method that could be built anew; pass --encoder instead of it") from error
+    module = load(ckpt, **({} if encoder is None else {"encoder": encoder}))
     torch.manual_seed(seed)
-    return looked_by(built(type(module), module.hparams), ckpt)
+    with without_pretrained_weights():
+        return looked_by(built(type(module), module.hparams), ckpt)
 
 
 def _copied(pictures: Iterable[Tensor], mask: Tensor) -> Iterator[Tensor]:

@@ -143,9 +143,9 @@ def test_sound_and_clips_are_taken_as_arrays_and_tensors():
 
 
 def test_normalization_that_is_undone_is_expected_of_floats_alone(picture):
-    method = simclr(undo_normalization=([0.5] * 3, [0.5] * 3))
+    method = simclr(size=None, undo_normalization=([0.5] * 3, [0.5] * 3))
     floats = torch.from_numpy(picture).permute(2, 0, 1) / 127.5 - 1
-    torch.testing.assert_close(method.embed(floats), method.embed(picture), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(method.embed(floats), method.embed(picture))
 
 
 def test_channels_without_a_mode_come_as_arrays_alone(picture, tmp_path):

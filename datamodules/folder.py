@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from sslmodules.datamodules.files import FileFolder
-from sslmodules.datamodules.pictures import EXTENSIONS, Pictures, common_size
+from sslmodules.datamodules.pictures import EXTENSIONS, Pictures, common_size, height_and_width
 
 
 class ImageFolder(FileFolder):
@@ -21,7 +21,8 @@ class ImageFolder(FileFolder):
         labeled_root: pictures with labels beside those of root, which then have none; the first folder below it names
             the class. They ride along in training for the probes, and without val_root a part of them is held out.
         labels: whether the first folder below root names the class.
-        size: side of the square images; None: the size of the pictures if those looked at (up to 64) agree, else 224.
+        size: side of the square images, or their height and width; None: the size of the pictures if those looked at
+            (up to 64) agree, else 224.
         mode: "RGB" or "L"; pictures of any other mode are converted.
         val_fraction: share held out of root, of each class if there are labels, in [0, 1); 0: no validation.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
@@ -63,7 +64,7 @@ class ImageFolder(FileFolder):
         test_root: str | None = None,
         labeled_root: str | None = None,
         labels: bool = False,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         mode: Literal["RGB", "L"] = "RGB",
         val_fraction: float = 0.1,
         label_fraction: float = 1.0,
@@ -101,7 +102,5 @@ class ImageFolder(FileFolder):
     def dataset(self, files: list[str], labels: Tensor | None, split: str) -> Pictures:
         """The pictures, decoded to one size."""
         if self._shape is None:
-            self._shape = (
-                (self.size, self.size) if self.size is not None else common_size(self._list("root")[0], self.on_error)
-            )
+            self._shape = height_and_width(self.size) or common_size(self._list("root")[0], self.on_error)
         return Pictures(files, labels, self._shape, self.mode, self.on_error)

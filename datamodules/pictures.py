@@ -115,6 +115,20 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size if _orientation(image) >= 5 else (image.height, image.width)
 
 
+def height_and_width(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width of a square given by its side, or of a pair as it is.
+
+    Example:
+        >>> height_and_width(32), height_and_width((20, 30)), height_and_width(None)
+        ((32, 32), (20, 30), None)
+
+    """
+    if size is None or isinstance(size, int):
+        return None if size is None else (size, size)
+    height, width = size
+    return height, width
+
+
 def common_size(
     files: Sequence[str], on_error: str = "raise", size_of: Callable[[str], tuple[int, int]] = picture_size
 ) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from sslmodules.datamodules.clips import EXTENSIONS as VIDEOS
 from sslmodules.datamodules.clips import Clips, FrameClips, VideoClips, require_av, video_size
 from sslmodules.datamodules.files import FileFolder
 from sslmodules.datamodules.pictures import EXTENSIONS as PICTURES
-from sslmodules.datamodules.pictures import common_size
+from sslmodules.datamodules.pictures import common_size, height_and_width
 
 
 class VideoDataModule(FileFolder):
@@ -31,7 +31,8 @@ class VideoDataModule(FileFolder):
         frames: T, of a clip.
         stride: from one frame of a clip to the next, in frames.
         clips_per_video: in an epoch.
-        size: side of the square frames; None: the size of the videos if those looked at (up to 64) agree, else 224.
+        size: side of the square frames, or their height and width; None: the size of the videos if those looked at
+            (up to 64) agree, else 224.
         mode: "RGB" or "L".
         val_fraction: share of the videos held out of root, of each class if there are labels, in [0, 1); 0: no
             validation.
@@ -65,7 +66,7 @@ class VideoDataModule(FileFolder):
         frames: int = 4,
         stride: int = 1,
         clips_per_video: int = 1,
-        size: int | None = None,
+        size: int | tuple[int, int] | None = None,
         mode: Literal["RGB", "L"] = "RGB",
         val_fraction: float = 0.1,
         label_fraction: float = 1.0,
@@ -110,7 +111,7 @@ class VideoDataModule(FileFolder):
     def dataset(self, files: list[str], labels: Tensor | None, split: str) -> Clips:
         """The clips of some videos."""
         if self._shape is None:
-            self._shape = (self.size, self.size) if self.size is not None else self.common_size(self._list("root")[0])
+            self._shape = height_and_width(self.size) or self.common_size(self._list("root")[0])
         return self.clips(
             files,
             labels,

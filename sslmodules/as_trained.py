@@ -5,6 +5,7 @@ from pydoc import locate
 from typing import Any
 
 from sslmodules.datamodules.base import ImageDataModule
+from sslmodules.datamodules.files import FileFolder
 from sslmodules.evaluation.base import Evaluation
 from sslmodules.inputs import InputFormat
 from sslmodules.loading import own_checkpoint, read_checkpoint
@@ -53,28 +54,33 @@ def fill_in(data: Any, checkpoints: Sequence[str], full_size: bool = False) -> s
     cls: Any = locate(data.class_path)
     if not issubclass(cls, ImageDataModule):
         return None
-    noted = {_arguments(ckpt) for ckpt in checkpoints}
-    if len(noted) > 1:
-        return "the checkpoints were trained on images of several formats; --data.size and --data.mode give one to all"
+    first, *others = map(_arguments, checkpoints)
+    if any(other != first for other in others):
+        several = "the checkpoints were trained on images of several formats; --data.size gives all of them one size"
+        return several if "size" in data.init_args and data.init_args["size"] is None else None
+    if full_size or (isinstance(first["size"], tuple) and not issubclass(cls, FileFolder)):  # others are square
+        del first["size"]
     filled = {
         name: value
-        for name, value, default in zip(DEFAULTS, noted.pop(), DEFAULTS.values(), strict=True)
-        if name in data.init_args and data.init_args[name] == default and value not in (None, default)
+        for name, value in first.items()
+        if name in data.init_args and data.init_args[name] == DEFAULTS[name] and value not in (None, DEFAULTS[name])
     }
-    if full_size:
-        filled.pop("size", None)
     for name, value in filled.items():
         data.init_args[name] = value
     shown = ", ".join(f"--data.{name} {value}" for name, value in filled.items())
     return f"{shown}, as in the training of {checkpoints[0]}" if filled else None
 
 
-def _arguments(ckpt: str) -> tuple[Any, ...]:
-    """Values of DEFAULTS that a checkpoint notes, None where it does not."""
+def _arguments(ckpt: str) -> dict[str, Any]:
+    """The arguments that the training data of a checkpoint amount to, None where it does not note them."""
     checkpoint = own_checkpoint(ckpt)
     inputs = None if checkpoint is None else checkpoint["sslmodules"].get("inputs")
     if inputs is None:
-        return (None,) * len(DEFAULTS)
-    size = InputFormat(**inputs).size
-    square = size is not None and size[0] == size[1]
-    return size[0] if size and square else size, inputs["mode"], inputs["sample_rate"]
+        return dict.fromkeys(DEFAULTS)
+    made = InputFormat(**inputs)
+    square = made.size is not None and made.size[0] == made.size[1]
+    return {
+        "size": made.size[0] if made.size and square else made.size,
+        "mode": made.mode,
+        "sample_rate": made.sample_rate,
+    }

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.cli import instantiate_module
 from torch import Tensor
 
+import sslmodules
 from sslmodules.hyperparameters import class_path, without_downloads
 from sslmodules.module import SSLModule
 from sslmodules.reading import read_weights, some
@@ -44,6 +45,8 @@ def method_class(name: str) -> Any:
     Raises:
         ValueError: it is not imported.
     """
+    for public in sslmodules.__all__:  # the package imports its classes when they are first asked for
+        getattr(sslmodules, public)
     known = {class_path(c): c for c in (SSLModule, *subclasses(SSLModule))}
     if name not in known:
         raise ValueError(f"the checkpoint holds a {name}, which is not imported; import it first")

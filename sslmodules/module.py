@@ -480,12 +480,10 @@ class SSLModule(LightningModule):
                 "with that class, or with sslmodules.load(path)"
             )
         self._seed = saved["seed"]
-<<<<<<< HEAD
+        self.input_format = InputFormat(**saved["inputs"]) if saved.get("inputs") else None
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             loops, pending = checkpoint["loops"]["fit_loop"], saved.get("pending", 0)
             repair_progress(loops, self.trainer.accumulate_grad_batches, pending)
-=======
-        self.input_format = InputFormat(**saved["inputs"]) if saved.get("inputs") else None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load weights as any module does, with one clear sentence where they do not fit.
@@ -513,7 +511,6 @@ class SSLModule(LightningModule):
     def _checkpoint_name(self) -> str:
         path = None if self._trainer is None else self.trainer.ckpt_path
         return str(path or "the checkpoint")
->>>>>>> d9d9166 (Checkpoints note how their images were made; what is broken is named in one sentence; loading downloads nothing and gives eval mode)
 
 
 def _channel_stats(

@@ -90,8 +90,8 @@ def misfit(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
         for name, tensor in own.items()
         if isinstance(tensor, Tensor) and name in state and state[name].shape != tensor.shape
     ]
-    problems = [f"it lacks {some(missing)}"] * bool(missing)
-    problems += [f"it has {some(unexpected)} besides"] * bool(unexpected)
+    problems = [f"it lacks {some(missing, 2)}"] * bool(missing)
+    problems += [f"it has {some(unexpected, 2)} besides"] * bool(unexpected)
     problems += [some(shapes, 2)] * bool(shapes)
     return "; ".join(problems)
 

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
+from sslmodules.as_trained import read_as_trained
 from sslmodules.callbacks import (
     Collapse,
     EmbeddingProjector,
@@ -25,6 +28,7 @@ from sslmodules.checkpoint_io import AtomicCheckpointIO
 from sslmodules.cli.arguments import completed
 from sslmodules.cli.parser import TrainerParser
 from sslmodules.cli.table import short, table
+from sslmodules.encoders import without_pretrained_weights
 from sslmodules.evaluation import Evaluation, ProbeResult, probe
 from sslmodules.module import SSLModule
 from sslmodules.processes import Launcher
@@ -54,6 +58,20 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(EmbeddingProjector, "projector")
         parser.add_lightning_class_args(PictureWriter, "predicted")
         parser.set_defaults({"checkpoint.filename": "best"})
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and Trainer; what a checkpoint fixes need not be typed, and its weights are not downloaded.
+
+        Its file is read as tensors and plain values, unless ``--weights_only false`` says that its code may run.
+        """
+        section = self.config[self.subcommand]
+        said = read_as_trained(section, self.subcommand)
+        if said is not None:
+            rank_zero_only(print)(said)
+        if section.get("weights_only") is None:
+            section["weights_only"] = True  # Lightning's own default runs the code of what it downloads
+        with without_pretrained_weights() if section.get("ckpt_path") else nullcontext():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Say what the best checkpoint is where ``--checkpoint.monitor`` does not: what is measured, else the loss's.

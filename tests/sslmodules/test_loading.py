@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from flowers import flowers
 from method_list import TINY, VIT
+from PIL import Image
 from runs import loader, same_bits, snapshot, trainer
 
 import sslmodules
 from sslmodules import DINO, MAE, LinearProbe, SimCLR
+from sslmodules.cli import main
 from sslmodules.encoders import create_encoder, load_weights, without_pretrained_weights
 from sslmodules.evaluation import Evaluation
 from sslmodules.evaluation.looking import looked_with
@@ -76,7 +79,7 @@ def folder(tmp_path_factory) -> Path:
         "pickle-2": pickle.dumps(Code(ran), 2),
         "pickle-5": pickle.dumps(Code(ran), 5),
         "binary": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
-        "safetensors": b"\xff\0\0\0\0\0\0\0{}",
+        "safetensors": b"\xff\0\0\0\0\0\0\0{file}",
     }
     for name, content in raw.items():
         (folder / f"{name}.ckpt").write_bytes(content)
@@ -282,3 +285,34 @@ def test_a_start_from_that_does_not_fit_is_named(tmp_path):
 
 
 # --- from the command line --------------------------------------------------------------------------------------------
+
+
+COMMANDS = {
+    "fit": "fit --model SimCLR {tiny} --data Digits --ckpt_path {file}",
+    "fit alone": "fit --data Digits --ckpt_path {file}",
+    "validate": "validate --data Digits --ckpt_path {file}",
+    "test": "test --model SimCLR {tiny} --data Digits --ckpt_path {file}",
+    "predict": "predict --data ImageFolder --data.root photos --ckpt_path {file}",
+    "probe": "fit --model LinearProbe --model.ckpt {file} --data Digits",
+    "evaluate": "evaluate --data Digits --ckpt {file}",
+    "attention": "attention --images photos --out out --ckpt {file}",
+    "propagate": "propagate --frames photos --mask mask.png --out out --ckpt {file}",
+    "propagate untrained": "propagate --frames photos --mask mask.png --out out --baseline untrained --ckpt {file}",
+}
+TOLD = ["empty", "half", "pickle-5", "no-weights", "other-shape", "folder"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_names_a_broken_file_in_one_sentence(command, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flowers(tmp_path / "photos", 3, classes=1)
+    Image.new("L", (8, 8)).save(tmp_path / "mask.png")
+    tiny = '--model.encoder conv4 --model.encoder_args {"widths":[8,16]}'
+    for name in TOLD:
+        with pytest.raises(SystemExit) as left:
+            main(COMMANDS[command].format(tiny=tiny, file=folder / f"{name}.ckpt").split())
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sslmodules: error: ")]
+        assert left.value.code == 1
+        assert len(said) == 1
+        one_sentence(ValueError(said[0]), name, {**FILES, **CHECKPOINTS}[name])
+    assert not Path("out").exists()

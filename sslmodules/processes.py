@@ -19,6 +19,7 @@ from sslmodules.distributed import first_to_fail
 from sslmodules.signals import Interrupted
 
 PATIENCE = 5.0  # seconds in which a process can end by itself
+SAYING = 2.0  # seconds in which it can print its error
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -60,7 +61,9 @@ class Launcher(_SubprocessScriptLauncher):
             if first:
                 raise
             if not self.procs:
-                time.sleep(PATIENCE)  # what started this process ends the others once one has ended
+                # What has started this process ends all others when this one ends: let the first say why.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                time.sleep(SAYING)
             raise SystemExit(1) from error
         finally:
             self._done.set()

@@ -119,12 +119,17 @@ class Interruption(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say where the checkpoint is."""
         self._signals.restore()
-        if not isinstance(exception, Interrupted) or trainer.state.fn != "fit":
+        if isinstance(exception, Interrupted) and trainer.state.fn == "fit":
+            self.report(trainer, exception)
+
+    def report(self, trainer: Trainer, end: Interrupted) -> None:
+        """Print, once and in the first process, what has ended the run and where its last checkpoint is."""
+        if end.checkpoint is not None:
             return
-        exception.checkpoint = "" if self._last is None else self._last.last_model_path
+        end.checkpoint = "" if self._last is None else self._last.last_model_path
         if trainer.is_global_zero:
-            print(f"\n{exception.reason}, after {trainer.global_step} optimizer steps", flush=True)
-            print(f"last checkpoint   {exception.checkpoint or 'none has been written'}", flush=True)
+            print(f"\n{end.reason}, after {trainer.global_step} optimizer steps", flush=True)
+            print(f"last checkpoint   {end.checkpoint or 'none has been written'}", flush=True)
 
     def _save_and_stop(self, trainer: Trainer) -> None:
         assert self._last is not None

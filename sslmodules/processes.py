@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.distributed import _InfiniteBarrier, _set_num_threads_if_needed
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from sslmodules.distributed import first_to_fail
@@ -106,6 +106,20 @@ class Launcher(_SubprocessScriptLauncher):
             if self._done.wait(1):
                 return
         _exit(1)
+
+
+def prepare_data(trainer: Trainer, datamodule: LightningDataModule) -> None:
+    """Call ``datamodule.prepare_data`` before the Trainer does, in one process while the others wait."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is None or not environment.creates_processes_externally:
+        datamodule.prepare_data()
+    elif not isinstance(
+        environment, LightningEnvironment
+    ):  # the processes that we start come after the first has done it
+        trainer.strategy.setup_environment()
+        with _InfiniteBarrier():
+            if (trainer.local_rank if datamodule.prepare_data_per_node else trainer.global_rank) == 0:
+                datamodule.prepare_data()
 
 
 def _exit(status: int) -> None:

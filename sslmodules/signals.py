@@ -21,14 +21,16 @@ class Interrupted(SystemExit):
 
     Args:
         status: 130 after Ctrl-C, 143 after SIGTERM, 124 when the time is up.
-        checkpoint: file from which the run can go on, "" where there is none.
+
+    Attributes:
+        checkpoint: file from which training can go on, "" where there is none; None unless training was interrupted.
     """
 
     code: int
 
-    def __init__(self, status: int, checkpoint: str = "") -> None:
+    def __init__(self, status: int) -> None:
         super().__init__(status)
-        self.checkpoint = checkpoint
+        self.checkpoint: str | None = None
 
     @property
     def reason(self) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import shlex
 from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
@@ -70,6 +71,19 @@ def with_class_names(args: list[str]) -> list[str]:
         if kind in BASES and option.startswith("--"):
             args[place + 1] = _class_name(kind, args[place + 1])
     return args
+
+
+def going_on(command: str, args: list[str], checkpoint: str) -> str:
+    """Return the command line that goes on from a checkpoint where another one, with ``args``, was interrupted.
+
+    >>> going_on("fit", ["--ckpt_path=old.ckpt", "--data.root", "my photos"], "last.ckpt")
+    "sslmodules fit --data.root 'my photos' --ckpt_path last.ckpt"
+    """
+    words = [word for arg in args for word in _split(arg)]
+    if "--ckpt_path" in words:
+        place = words.index("--ckpt_path")
+        del words[place : place + 2]
+    return shlex.join(["sslmodules", command, *words, "--ckpt_path", checkpoint])
 
 
 def config(name: str) -> Path:

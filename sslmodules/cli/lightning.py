@@ -25,13 +25,14 @@ from sslmodules.callbacks import (
     PictureWriter,
 )
 from sslmodules.checkpoint_io import AtomicCheckpointIO
-from sslmodules.cli.arguments import completed
+from sslmodules.cli.arguments import completed, going_on
 from sslmodules.cli.parser import TrainerParser
 from sslmodules.cli.table import short, table
 from sslmodules.encoders import without_pretrained_weights
 from sslmodules.evaluation import Evaluation, ProbeResult, probe
 from sslmodules.module import SSLModule
-from sslmodules.processes import Launcher
+from sslmodules.processes import Launcher, prepare_data
+from sslmodules.signals import Interrupted
 
 STAGES = 6  # of an encoder, in the table
 
@@ -43,6 +44,7 @@ class CLI(LightningCLI):
     model: SSLModule
     datamodule: LightningDataModule
     trainer: Trainer
+    typed: list[str]  # what follows the subcommand on the command line
 
     def add_arguments_to_parser(self, parser: TrainerParser) -> None:
         """Make the callbacks configurable: ``--probe.learning_rate``, ``--knn.k``, ``--checkpoint.monitor``, ..."""
@@ -97,6 +99,9 @@ class CLI(LightningCLI):
         if isinstance(self.model, Evaluation):
             probes = (OnlineLinearProbe, OnlineKNN, Collapse)
             trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, probes)]  # type: ignore[attr-defined]
+        if self.subcommand == "fit":
+            trainer.callbacks.append(Interruption())  # type: ignore[attr-defined]
+        Launcher.attach(trainer)
         return trainer
 
     def before_fit(self) -> None:
@@ -104,7 +109,7 @@ class CLI(LightningCLI):
         datamodule = self.datamodule
         datamodule.trainer = self.trainer
         with torch.random.fork_rng(devices=[]):
-            datamodule.prepare_data()
+            prepare_data(self.trainer, datamodule)
             datamodule.setup("fit")
             self.model.check_batch(next(iter(datamodule.train_dataloader())))
         validates = self._validates()
@@ -143,7 +148,9 @@ class CLI(LightningCLI):
         if model is None or not self._validates():
             return None
         model.to(self.trainer.strategy.root_device)  # Lightning has moved it to the CPU
+        trainer, self.datamodule.trainer = self.datamodule.trainer, None  # with one, a loader has this process's share
         loaders = self.datamodule.train_dataloader(), self.datamodule.val_dataloader()
+        self.datamodule.trainer = trainer
         return probe(model, *loaders, stages=STAGES if model.specialised else 0)
 
     def _validates(self) -> bool:
@@ -152,6 +159,18 @@ class CLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Build the parser of this command alone; that of the Trainer's others takes its time."""
         return {TrainerParser.command: super().subcommands()[TrainerParser.command]}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Say where the checkpoint is, whatever is interrupted: the checks before training, or the probes behind it."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Interrupted as end:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Interruption):
+                    callback.report(self.trainer, end)
+            if end.checkpoint and self.trainer.is_global_zero:
+                print(f"to go on          {going_on(subcommand, self.typed, short(end.checkpoint))}", flush=True)
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is: the model of a checkpoint was filled in before parsing."""
@@ -165,6 +184,7 @@ def run(name: str, args: list[str]) -> None:
     from_shell = sys.argv[1:] == [name, *args]
     if from_shell:
         sys.argv[1:] = complete  # Lightning starts the processes of other devices with these
+    CLI.typed = args
     CLI(
         SSLModule,
         LightningDataModule,

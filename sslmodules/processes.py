@@ -113,9 +113,7 @@ def prepare_data(trainer: Trainer, datamodule: LightningDataModule) -> None:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if environment is None or not environment.creates_processes_externally:
         datamodule.prepare_data()
-    elif not isinstance(
-        environment, LightningEnvironment
-    ):  # the processes that we start come after the first has done it
+    elif not isinstance(environment, LightningEnvironment):  # else the first has done it before it started this one
         trainer.strategy.setup_environment()
         with _InfiniteBarrier():
             if (trainer.local_rank if datamodule.prepare_data_per_node else trainer.global_rank) == 0:

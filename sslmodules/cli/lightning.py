@@ -99,9 +99,6 @@ class CLI(LightningCLI):
         if isinstance(self.model, Evaluation):
             probes = (OnlineLinearProbe, OnlineKNN, Collapse)
             trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, probes)]  # type: ignore[attr-defined]
-        if self.subcommand == "fit":
-            trainer.callbacks.append(Interruption())  # type: ignore[attr-defined]
-        Launcher.attach(trainer)
         return trainer
 
     def before_fit(self) -> None:

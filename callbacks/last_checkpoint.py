@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sslmodules.checkpoint_io import check_space
-from sslmodules.trainer_state import gradients_pending
+from sslmodules.trainer_state import epoch_ends, gradients_pending, step_ends_stage
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -68,16 +68,27 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Write the file if it is time."""
         self._hold_stop(trainer)
-        if not gradients_pending(trainer) and self._is_due(trainer):
+        # What follows an epoch's last batch is no part of a checkpoint; nor is a validation.
+        if not gradients_pending(trainer) and not step_ends_stage(trainer) and self._is_due(trainer):
             self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write nothing: the end of the epoch follows."""
+        """Write the file if it is time, after a validation in the middle of an epoch."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
         self._hold_stop(trainer)
+        if not gradients_pending(trainer) and not epoch_ends(trainer) and self._is_due(trainer):
+            self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file."""
-        self._write(trainer)
+        """Write the file, unless a learning rate is still to be set by what was measured."""
+        if not _waits_for_metric(trainer):
+            self._write(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file of the epoch before, if that is not done."""
+        if _waits_for_metric(trainer) and trainer.global_step > self._saved_at[1]:
+            self._write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file once more: at the end of a fit, callbacks may have put averaged weights in place."""
@@ -122,3 +133,7 @@ class LastCheckpoint(ModelCheckpoint):
         steps = trainer.strategy.broadcast(steps)
         self._next_question = trainer.global_step + steps
         return steps == 0
+
+
+def _waits_for_metric(trainer: Trainer) -> bool:
+    return any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs)  # stepped after on_train_epoch_end

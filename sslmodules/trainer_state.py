@@ -17,11 +17,16 @@ def gradients_pending(trainer: Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+def epoch_ends(trainer: Trainer) -> bool:
+    """Return whether the current training batch is the last one of its epoch."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
 def step_ends_stage(trainer: Trainer) -> bool:
     """Return whether validation, or the end of the epoch, follows the current training batch."""
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
-    return loop.epoch_loop._num_ready_batches_reached() or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return epoch_ends(trainer) or loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def repeat_validation(trainer: Trainer) -> None:
@@ -107,13 +112,13 @@ def begin_resumed_run(trainer: Trainer) -> None:
     """Finish what `repair_progress` began: call it in ``on_train_start`` of a run that goes on from a checkpoint.
 
     With ``max_steps``, Lightning restarts an epoch even from a checkpoint between two of them; here it begins the next
-    one. And the file that the run goes on from counts as saved, or `ModelCheckpoint` would write it anew after the
-    first batch, where gradients may be pending.
+    one. And a `ModelCheckpoint` that saves by steps takes the file that the run goes on from for its own, or it would
+    write that step anew after the first batch, where gradients may be pending.
     """
     loop = trainer.fit_loop
     epochs = loop.epoch_progress.current
     if epochs.ready == epochs.processed:
         _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the setter of the base, which obeys
     for callback in trainer.checkpoint_callbacks if loop.is_resuming else ():
-        if isinstance(callback, ModelCheckpoint):
+        if isinstance(callback, ModelCheckpoint) and callback._every_n_train_steps:
             callback._last_global_step_saved = trainer.global_step

@@ -1,15 +1,18 @@
 """The last checkpoint: whatever validates when, its weights are those at the end."""
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
-from runs import loader, same_bits, snapshot, trainer
+from runs import images, loader, same_bits, snapshot, trainer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sslmodules import MoCo
 from sslmodules.callbacks import LastCheckpoint
+from sslmodules.datamodules import LabeledDataModule
 from sslmodules.trainer_state import gradients_pending
 
 TINY = {"encoder": "conv4", "encoder_args": {"widths": (4,)}, "hidden_dim": 4, "output_dim": 4}
@@ -91,7 +94,44 @@ def test_weights_that_a_callback_puts_in_place_at_the_end_are_in_the_file(tmp_pa
 def test_the_interval_writes_within_an_epoch_and_never_while_gradients_are_pending(tmp_path):
     last = Watch(tmp_path, timedelta(0))
     fit(tmp_path, last, max_epochs=1, accumulate_grad_batches=3)
-    assert last.written == [(1, False), (2, False), (2, False), (2, False)]  # two steps, the epoch's end, the fit's
+    assert last.written == [(1, False), (2, False), (2, False)]  # a step, the end of the epoch, of the fit
+
+
+def test_the_interval_writes_after_a_validation_and_not_before(tmp_path):
+    steps, last = [], Watch(tmp_path, timedelta(0))
+    fit(tmp_path, last, EveryBatch(lambda run: steps.append(len(last.written))), max_epochs=1, val_check_interval=2)
+    assert last.written == [(1, False), (2, False), (3, False), (4, False), (4, False)]
+    assert steps == [0, 1, 2, 3]  # the epoch's last batch is written once: at its end
+
+
+class Cut(Exception):
+    pass
+
+
+def test_a_learning_rate_that_follows_a_measurement_is_set_in_the_file(tmp_path):
+    """Lightning sets it after ``on_train_epoch_end``."""
+
+    def run(folder, epochs, ckpt_path=None, *callbacks):
+        torch.manual_seed(0)
+        plateau = partial(ReduceLROnPlateau, factor=0.5, patience=0, threshold=1e9)  # never good enough
+        method = MoCo(**TINY, queue_size=8, lr_scheduler=plateau)
+        run = trainer(
+            folder, callbacks=[LastCheckpoint(folder), *callbacks], enable_checkpointing=True, max_epochs=epochs
+        )
+        data = LabeledDataModule(images(16), images(8), batch_size=4, num_workers=0)
+        run.fit(method, datamodule=data, ckpt_path=ckpt_path)
+        return snapshot(method), run.optimizers[0].param_groups[0]["lr"]
+
+    def cut(run):
+        if run.current_epoch == 2:
+            raise Cut
+
+    whole, rate = run(tmp_path / "whole", 4)
+    with pytest.raises(Cut):
+        run(tmp_path / "cut", 4, None, EveryBatch(cut))
+    resumed, same_rate = run(tmp_path / "resumed", 4, tmp_path / "cut" / "last.ckpt")
+    assert rate == same_rate
+    assert same_bits(whole, resumed)
 
 
 def test_no_interval_writes_at_the_end_of_epochs_alone(tmp_path):

@@ -3,13 +3,12 @@
 import difflib
 import json
 import shlex
-from pathlib import Path
 
 from lightning.pytorch import LightningDataModule
 
 import sslmodules
 import sslmodules.datamodules  # so that its classes are known by their names
-from sslmodules import configs
+from sslmodules.cli.presets import config, with_config_paths, with_preset
 from sslmodules.loading import read_checkpoint, subclasses
 from sslmodules.module import SSLModule
 
@@ -32,7 +31,7 @@ def names_of(kind: str) -> list[str]:
 
 
 def completed(command: str, args: list[str]) -> list[str]:
-    """Fill in what a command line leaves out: the default recipe, or the model that a checkpoint holds.
+    """Fill in what a command line leaves out: a recipe, or the model that a checkpoint holds.
 
     ``--model simclr`` and ``--data image_folder`` name classes too.
 
@@ -43,10 +42,12 @@ def completed(command: str, args: list[str]) -> list[str]:
     Raises:
         ValueError: no class of that name.
     """
-    args = with_class_names(args)
-    given = dict(zip(args, [*args[1:], ""], strict=False))
+    args = with_config_paths(with_class_names(args))
     if any(a in ("-h", "--help") or a.startswith("--model.help") or a.startswith("--data.help") for a in args):
         return args
+    if command == "fit":
+        args = with_preset(args)
+    given = dict(zip(args, [*args[1:], ""], strict=False))
     if {"--config", "-c", "--model"} & given.keys():
         return args
     if command == "fit" and "--data" not in given and "--ckpt_path" not in given:
@@ -84,11 +85,6 @@ def going_on(command: str, args: list[str], checkpoint: str) -> str:
         place = words.index("--ckpt_path")
         del words[place : place + 2]
     return shlex.join(["sslmodules", command, *words, "--ckpt_path", checkpoint])
-
-
-def config(name: str) -> Path:
-    """Path of a recipe that comes with the package."""
-    return Path(next(iter(configs.__path__))) / name
 
 
 def _split(arg: str) -> list[str]:

@@ -83,7 +83,8 @@ class TrainerParser(OneLineErrors, LightningArgumentParser):
             "  --model.OPTION VALUE      an option of the method; --model.help NAME lists them",
             f"  --data NAME               {_listed('data')}",
             "  --data.OPTION VALUE       an option of the data; --data.help NAME lists them",
-            "  --config FILE             YAML with values of any of these options; may be repeated",
+            *(["  --preset NAME             recipe of the method: tiny, small or paper"] * (self.command == "fit")),
+            "  --config FILE             YAML with values of these options, or a recipe of the package by its name",
             "  --print_config            print the configuration that the other options give, and leave",
         ]
         groups: dict[str, list[argparse.Action]] = {}

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from sslmodules import configs
 from sslmodules.cli.data_facts import DataFacts, accepts, built_data, facts_of, kind_of
+from sslmodules.datamodules.splits import SplitDataModule
 
 PRESETS = ("tiny", "small", "paper")
 METHODS = {"picture": "SimCLR", "recording": "CPC", "clip": "VideoColorization"}  # where none is named
 CPC_SECTIONS = {"picture": "CPC.image", "recording": "CPC.audio", "clip": "CPC.video"}
-MANY = 2_000  # training images from which on a GPU's time goes into the larger network
+MANY = 2_000  # training images from which a GPU trains the larger network
+SMALLEST_BATCH = 16  # that a small training set is cut into
 BUDGET = {"tiny": 180, "small": 3_600}  # seconds that a run may take
 # Seconds of training on one item: by `tiny` on a CPU core, by `small` on a GPU.
 ITEM_SECONDS = {
@@ -68,7 +71,9 @@ def with_preset(args: list[str]) -> list[str]:
     if not data_class:
         raise ValueError(f"--preset {preset} needs data; pass --data, such as --data ImageFolder --data.root photos")
     data = built_data(args, sections.get("data"))
-    if data is None:
+    if data is None:  # the parser finds out once more, and says so
+        return ["--model", method or METHODS["picture"], *_without(args, "--preset", "--model")]
+    if not method and isinstance(data, SplitDataModule):  # masks and boxes are for heads on an encoder
         return args
     facts = None if preset == "paper" else facts_of(data)
     gpu = torch.accelerator.is_available() and options.get("--trainer.accelerator") != "cpu"
@@ -85,7 +90,7 @@ def with_preset(args: list[str]) -> list[str]:
             _say_choice(method, preset, recipe, facts, options, gpu)
     elif not any(option.startswith("--trainer.devices") for option in options):
         _fit_to_devices(recipe)
-    words = ["--preset", preset, "--model", method, *_words("model", recipe.pop("model"))]
+    words = ["--model", method, *_words("model", recipe.pop("model"))]
     words += ["--data", data_class, *_words("data", recipe.pop("data"))]
     words += [word for section, values in recipe.items() for word in _words(section, values)]
     return words + _without(args, "--preset", "--model", "--data")
@@ -115,10 +120,12 @@ def read_recipe(preset: str, method: str) -> Recipe:
 
 
 def _fit_to_data(recipe: Recipe, facts: DataFacts, preset: str) -> None:
-    """Leave out a batch that is larger than the data; shorten a run that would take longer than its budget."""
-    batch_size = recipe["data"].get("batch_size", 256)
-    if batch_size > facts.count:
-        recipe["data"].pop("batch_size", None)  # the default adapts itself
+    """Make batches small enough for several an epoch, and a run short enough for its budget of time."""
+    given = batch_size = recipe["data"].get("batch_size", 256)
+    while batch_size > max(SMALLEST_BATCH, facts.count / 2):
+        batch_size //= 2
+    if batch_size != given:
+        recipe["data"]["batch_size"] = batch_size
     pixels = 0 if facts.size is None else facts.size[0] * facts.size[1]
     readers = max(1, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
     seconds = facts.count * (ITEM_SECONDS[preset][facts.kind] + pixels / PIXELS_A_SECOND / readers)
@@ -175,7 +182,7 @@ def _config_path(name: str) -> str:
 
 def _config_sections(args: list[str]) -> dict[str, Any]:
     """What the config files of a command line say, of several the last by section."""
-    files = [a for option, a in zip(args, args[1:], strict=False) if option in ("--config", "-c")]
+    files = [a for option, a in pairwise(args) if option in ("--config", "-c")]
     read = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files if Path(file).is_file())
     return {name: section for found in read if isinstance(found, dict) for name, section in found.items()}
 

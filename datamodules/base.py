@@ -137,7 +137,7 @@ class ImageDataModule(LightningDataModule):
         elif images < batch_size:
             self._say(
                 f"{images} training images for each process are fewer than batch_size={batch_size}, for which learning "
-                f"rates are scaled: pass batch_size={images} or less",
+                f"rates are scaled: pass batch_size={images} (--data.batch_size {images}) or less",
                 warning=True,
             )
         if self.drop_last is not None:

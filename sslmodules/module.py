@@ -421,7 +421,7 @@ class SSLModule(LightningModule):
         if self._warmup_chosen:
             rank_zero_warn(
                 f"the warm-up of {self.warmup_epochs:g} epochs is as long as the whole run, so the learning rate never "
-                f"reaches its peak; pass warmup_epochs={epochs / 10:.2g}, or no warmup_epochs"
+                f"reaches its peak; pass warmup_epochs={epochs / 10:.2g} (--model.warmup_epochs {epochs / 10:.2g})"
             )
         else:
             rank_zero_info(f"warm-up: {epochs / 10:.2g} epochs, a tenth of the run, and not {self.warmup_epochs:g}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,8 +41,7 @@ def built_data(args: list[str], section: Mapping[str, Any] | None) -> LightningD
         None where the options do not fit a DataModule: the parser of the command has a sentence about it.
     """
     words = [] if section is None else ["--data", json.dumps(section)]
-    pairs = zip(args, [*args[1:], ""], strict=True)
-    words += [word for pair in pairs if pair[0].split(".")[0] == "--data" for word in pair]
+    words += [word for pair in pairwise([*args, ""]) if pair[0].split(".")[0] == "--data" for word in pair]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data", required=True)
     try:

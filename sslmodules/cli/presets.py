@@ -17,6 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from sslmodules import configs
 from sslmodules.cli.data_facts import DataFacts, accepts, built_data, facts_of, kind_of
 from sslmodules.datamodules.splits import SplitDataModule
+from sslmodules.loading import subclasses
+from sslmodules.module import SSLModule
 
 PRESETS = ("tiny", "small", "paper")
 METHODS = {"picture": "SimCLR", "recording": "CPC", "clip": "VideoColorization"}  # where none is named
@@ -46,8 +48,7 @@ def with_config_paths(args: list[str]) -> list[str]:
     Raises:
         FileNotFoundError: no such file here, nor such a recipe.
     """
-    options = [None, *args[:-1]]
-    return [_config_path(a) if option in ("--config", "-c") else a for option, a in zip(options, args, strict=True)]
+    return [_config_path(a) if option in ("--config", "-c") else a for option, a in pairwise([None, *args])]
 
 
 def with_preset(args: list[str]) -> list[str]:
@@ -60,7 +61,7 @@ def with_preset(args: list[str]) -> list[str]:
     Raises:
         ValueError: an unknown preset, or one that has no recipe for the method.
     """
-    options = dict(zip(args, [*args[1:], ""], strict=True))
+    options = dict(pairwise([*args, ""]))
     preset, sections = options.get("--preset"), _config_sections(args)
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there is no such preset; expected {', '.join(PRESETS)}")
@@ -86,6 +87,7 @@ def with_preset(args: list[str]) -> list[str]:
         recipe["model"].pop("encoder_args", None)  # they belong to the preset's encoder
     if facts is not None:
         _fit_to_data(recipe, facts, preset)
+        _fit_warmup(recipe, method, options)
         if chosen:
             _say_choice(method, preset, recipe, facts, options, gpu)
     elif not any(option.startswith("--trainer.devices") for option in options):
@@ -135,6 +137,14 @@ def _fit_to_data(recipe: Recipe, facts: DataFacts, preset: str) -> None:
     if epochs < 1:
         batches = max(1, math.ceil(epochs * facts.count / batch_size))
         trainer |= {"limit_train_batches": batches, "limit_val_batches": batches}
+
+
+def _fit_warmup(recipe: Recipe, method: str, options: Mapping[str, str]) -> None:
+    """Shorten the method's warm-up, which is meant for longer runs, to a tenth of this one."""
+    epochs = int(options.get("--trainer.max_epochs", recipe["trainer"]["max_epochs"]))
+    default = next(c.default_warmup_epochs for c in subclasses(SSLModule) if c.__name__ == method)
+    if 0 < epochs < 10 * default:
+        recipe["model"].setdefault("warmup_epochs", epochs / 10)
 
 
 def _fit_to_devices(recipe: Recipe) -> None:
@@ -204,5 +214,4 @@ def _words(section: str, values: Mapping[str, Any]) -> list[str]:
 
 def _without(args: list[str], *left_out: str) -> list[str]:
     """The words without some options and their values."""
-    before = [None, *args[:-1]]
-    return [a for a, option in zip(args, before, strict=True) if a not in left_out and option not in left_out]
+    return [a for option, a in pairwise([None, *args]) if a not in left_out and option not in left_out]

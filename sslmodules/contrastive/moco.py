@@ -175,7 +175,8 @@ class MoCo(SSLModule):
         else:
             rank_zero_warn(
                 f"the queue of {len(self.queue):,} keys is longer than the training set of {images:,} images, so an "
-                f"image meets old keys of its own among the negatives; pass queue_size={images} or less"
+                f"image meets old keys of its own among the negatives; pass queue_size={images} (--model.queue_size "
+                f"{images}) or less"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -117,6 +117,14 @@ def test_a_run_is_as_long_as_its_budget(photos, monkeypatch):
     assert int(many["--trainer.limit_train_batches"]) * int(many["--data.batch_size"]) < 100_000
 
 
+def test_the_warmup_is_a_tenth_of_a_short_run(photos, monkeypatch):
+    some = choose(monkeypatch, photos, DataFacts(4_000, "picture", (48, 48)))
+    assert float(some["--model.warmup_epochs"]) == int(some["--trainer.max_epochs"]) / 10
+    short = choose(monkeypatch, photos, DataFacts(200, "picture"), False, "--trainer.max_epochs", "4")
+    assert short["--model.warmup_epochs"] == "0.4"
+    assert "--model.warmup_epochs" not in choose(monkeypatch, photos, DataFacts(200, "picture"))  # 10 of 100
+
+
 def test_many_pictures_and_a_gpu_get_the_larger_network(photos, monkeypatch):
     assert choose(monkeypatch, photos, DataFacts(5_000, "picture"), gpu=True)["--model.encoder"] == "resnet18"
     assert choose(monkeypatch, photos, DataFacts(500, "picture"), gpu=True)["--model.encoder"] == "conv4"

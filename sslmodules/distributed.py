@@ -1,9 +1,11 @@
 """Collectives that say the single-process case aloud: without a process group each is the identity."""
 
+import os
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 
@@ -15,6 +17,19 @@ def world_size() -> int:
 def rank() -> int:
     """Index of this process, from 0; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def works_alone(command: str) -> bool:
+    """Return whether this process is the one that runs a command of a single device: the first that was launched.
+
+    It says so where there are other devices or processes, as of torchrun or SLURM.
+    """
+    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+        return False
+    if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        device = "cuda:0" if torch.cuda.is_available() else "the CPU"
+        print(f"{command} runs in one process, on {device}; other devices and processes are left alone", flush=True)
+    return True
 
 
 class _Gather(torch.autograd.Function):

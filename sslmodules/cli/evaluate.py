@@ -5,6 +5,7 @@ from lightning.pytorch import LightningDataModule
 from sslmodules.as_trained import fill_in
 from sslmodules.cli.arguments import with_class_names
 from sslmodules.cli.parser import function_parser
+from sslmodules.distributed import works_alone
 from sslmodules.evaluation.evaluate_command import evaluate
 
 
@@ -19,6 +20,8 @@ def run(name: str, args: list[str]) -> None:
     parser.add_function_arguments(evaluate, skip={"ckpt", "data", "transfer", "masks", "boxes"})
     parsed = parser.parse_args(with_class_names(args))
     parsed.pop("config")  # whose values are in place
+    if not works_alone(name):
+        return
     for data in (parsed.data, parsed.transfer):
         said = None if data is None else fill_in(data, parsed.ckpt)
         if said is not None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sslmodules.cli.parser import function_parser
+from sslmodules.distributed import works_alone
 from sslmodules.evaluation.attention_command import write_attention
 from sslmodules.evaluation.propagate_command import propagate_masks
 
@@ -24,4 +25,5 @@ def call(function: Callable[..., Any], name: str, args: list[str]) -> None:
     parser.add_function_arguments(function, as_positional=False)
     parsed = parser.parse_args(args)
     parsed.pop("config")  # whose values are in place
-    function(**parser.instantiate(parsed).as_dict())
+    if works_alone(name):
+        function(**parser.instantiate(parsed).as_dict())

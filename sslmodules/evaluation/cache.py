@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from sslmodules.callbacks.features import labeled_part
 from sslmodules.evaluation.base import Evaluation
 from sslmodules.evaluation.features import Features, evenly
+from sslmodules.evaluation.files import locked, replacing
 from sslmodules.module import SSLModule
 
 SAMPLED = 32  # images of a data set that stand for all
@@ -50,18 +52,31 @@ def in_order(loader: Any, max_images: int | None = None) -> DataLoader:
 
 
 def cached(path: Path, compute: Callable[[], Features]) -> Features:
-    """Features from a file; where it is missing they are computed, and written in one go."""
-    if not path.is_file():
-        computed = compute()
-        tensors = {f"stage_{n}": stage.contiguous() for n, stage in computed.stages.items()}
-        tensors |= {"representation": computed.representation.contiguous(), "labels": computed.labels}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        save_file(tensors, unfinished)
-        unfinished.replace(path)
-    tensors = load_file(path)
-    stages = sorted(int(name.removeprefix("stage_")) for name in tensors if name.startswith("stage_"))
-    return Features(tensors["representation"], tensors["labels"], {n: tensors[f"stage_{n}"] for n in stages})
+    """Features from a file; where it is missing or cannot be read, they are computed and written by one process."""
+    with locked(path):
+        found = _read(path)
+        if found is None:
+            computed = compute()
+            tensors = {f"stage_{n}": stage.contiguous() for n, stage in computed.stages.items()}
+            tensors |= {"representation": computed.representation.contiguous(), "labels": computed.labels}
+            with replacing(path) as part:
+                save_file(tensors, part)
+            found = _read(path)
+    assert found is not None
+    return found
+
+
+def _read(path: Path) -> Features | None:
+    """Features from a file; None where there is none, or one that was cut off or holds something else."""
+    try:
+        tensors = load_file(path)
+        stages = sorted(int(name.removeprefix("stage_")) for name in tensors if name.startswith("stage_"))
+        return Features(tensors["representation"], tensors["labels"], {n: tensors[f"stage_{n}"] for n in stages})
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, KeyError, ValueError) as error:
+        print(f"{path} cannot be read ({error}), and is computed again", flush=True)
+        return None
 
 
 def weights_key(module: SSLModule) -> str:

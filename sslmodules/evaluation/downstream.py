@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from sslmodules.evaluation.base import Evaluation
 from sslmodules.evaluation.dense import DenseEvaluation
+from sslmodules.evaluation.files import replacing
 from sslmodules.evaluation.finetune import FineTune
 from sslmodules.evaluation.measures import SHOWN, Measures
 
@@ -54,7 +55,8 @@ def supervised_encoder(measures: Measures, epochs: int, file: Path, seed: int) -
             )
             trainer = Trainer(**QUIET, max_epochs=epochs)
             trainer.fit(module, shuffled)
-        trainer.save_checkpoint(file)
+        with replacing(file) as part:
+            trainer.save_checkpoint(part)
     return FineTune.load_from_checkpoint(file, map_location="cpu", weights_only=True)
 
 

@@ -20,6 +20,7 @@ from sslmodules.evaluation.dense import DenseEvaluation
 from sslmodules.evaluation.detection import Detection
 from sslmodules.evaluation.downstream import QUIET, of_places, supervised_encoder
 from sslmodules.evaluation.features import evenly
+from sslmodules.evaluation.files import locked, replacing
 from sslmodules.evaluation.measures import SHOWN, LabeledImages, Measures, image_at, labeled_images
 from sslmodules.evaluation.report import RANDOM, SUPERVISED, html, markdown, plain_table, summary
 from sslmodules.evaluation.results import Results
@@ -57,8 +58,8 @@ def evaluate(
     images: a linear probe (logistic regression), of each stage too, and with 1 % and 10 % of the labels; the 20 nearest
     neighbours; clusters; the pretext task itself; and heads for masks and boxes, where there are some. The folder
     ``out`` then holds report.html, which needs no other file, report.md, report.json and the features. Every result is
-    written as soon as it is there, and the same command goes on where it was interrupted. It runs on a GPU where there
-    is one.
+    written as soon as it is there, the same command goes on where it was interrupted, and several commands may work in
+    one folder at the same time: their results stand side by side. It runs on one GPU where there are some.
 
     Args:
         ckpt: checkpoints of this package, or a file of published weights (see sslmodules.encoders.load_weights).
@@ -115,35 +116,36 @@ def evaluate(
     report = Results(Path(out), settings)
     features = report.folder / "features"
     if supervised:
-        like = next(each.module for each in encoders if each.ckpt is None)
-        weights = weights_key(like)
-        file = report.folder / f"supervised-{weights}-{supervised}.ckpt"
-        trained = supervised_encoder(Measures(like, weights, images, features, seed), supervised, file, seed)
-        encoders.append(_Encoder(SUPERVISED, trained, None))
-    report.content |= {
-        "data": type(data).__name__,
-        "reference": reference,
-        "inputs": INPUTS[encoders[0].module.input_kind],
-        "train_images": len(images.train.dataset),  # type: ignore[arg-type]
-        "test_images": len(images.test.dataset),  # type: ignore[arg-type]
-    }
+        like = next(each for each in encoders if each.ckpt is None)
+        file = report.folder / f"supervised-{like.weights}-{supervised}.ckpt"
+        with locked(file):
+            measures = Measures(like.module, like.weights, images, features, seed)
+            trained = supervised_encoder(measures, supervised, file, seed)
+        encoders.append(_Encoder(SUPERVISED, trained, None, weights_key(trained)))
+    named = {each.name: report.begin(each.name, each.ckpt, each.weights) for each in encoders}
+    with report.changing() as content:
+        content |= {
+            "data": type(data).__name__,
+            "reference": named[reference],
+            "inputs": INPUTS[encoders[0].module.input_kind],
+            "train_images": len(images.train.dataset),  # type: ignore[arg-type]
+            "test_images": len(images.test.dataset),  # type: ignore[arg-type]
+        }
     for each in encoders:
-        _measure(report, each, data, images, moved, corrupted, heads, seed)
-    report.content["encoders"] = {name: report.content["encoders"][name] for name in names}
-    report.write()
-    print("\n" + plain_table(summary(report.content), names))
-    for name, text in (("report.md", markdown(report.content)), ("report.html", html(report.content, report.folder))):
-        (report.folder / name).write_text(text, encoding="utf-8")
-        print(f"{report.folder / name}")
+        _measure(report, each._replace(name=named[each.name]), data, images, moved, corrupted, heads, seed)
+    files = report.finish(lambda content: {"report.md": markdown(content), "report.html": html(content, report.folder)})
+    print("\n" + plain_table(summary(report.content), list(report.content["encoders"])))
+    print(*files, sep="\n")
     return report.content
 
 
 class _Encoder(NamedTuple):
-    """An encoder, its name in the report, and the checkpoint where there is one."""
+    """An encoder, its name in the report, the checkpoint where there is one, and the key of its weights."""
 
     name: str
     module: Evaluation
     ckpt: str | None
+    weights: str
 
 
 class _Heads(NamedTuple):
@@ -173,12 +175,11 @@ def _measure(
     """Everything of one encoder that is not in the report yet."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module, features = each.module.to(device), report.folder / "features"
-    weights = weights_key(module)
-    report.begin(each.name, each.ckpt, weights)
-    probes = Measures(module, weights, images, features, seed)
+    probes = Measures(module, each.weights, images, features, seed)
     if "classes" not in report.content:
-        names = getattr(data, "classes", None) or []
-        report.content["classes"] = list(names) or [str(i) for i in range(probes.num_classes)]
+        names = list(getattr(data, "classes", None) or []) or [str(i) for i in range(probes.num_classes)]
+        with report.changing() as content:
+            content["classes"] = names
     for compute in (probes.linear, probes.knn, probes.nmi, probes.fractions, probes.stages, probes.embedding):
         report.measure(each.name, compute, compute.__name__)
     pictured = module.input_kind == "image"
@@ -192,7 +193,7 @@ def _measure(
                 name,
             )
     if moved is not None:
-        other = Measures(module, weights, moved, features, seed, by_stage=False)
+        other = Measures(module, each.weights, moved, features, seed, by_stage=False)
         report.measure(each.name, other.linear, "transfer", "linear")
         report.measure(each.name, other.knn, "transfer", "knn")
     for axis, head in heads.items() if pictured else ():
@@ -235,7 +236,8 @@ def _saved(name: str, drawn: Mapping[str, Tensor], folder: Path) -> dict[str, st
     for caption, tiles in drawn.items():
         files[caption] = "pictures/" + re.sub(r"\W+", "-", f"{name} {caption}") + ".png"
         (folder / "pictures").mkdir(exist_ok=True)
-        save_image(grid(tiles.float().cpu()), folder / files[caption])
+        with replacing(folder / files[caption]) as part:
+            save_image(grid(tiles.float().cpu()), part, "png")
     return files
 
 
@@ -247,13 +249,15 @@ def _encoders(ckpt: Sequence[str], encoder: str | None, seed: int) -> list[_Enco
     found = []
     for module, kind, path in zip(modules, kinds, ckpt, strict=True):
         numbers[kind] += 1
-        found.append(_Encoder(f"{kind} {numbers[kind]}" if kinds.count(kind) > 1 else kind, module, path))
+        name = f"{kind} {numbers[kind]}" if kinds.count(kind) > 1 else kind
+        found.append(_Encoder(name, module, path, weights_key(module)))
     untrained: dict[Any, _Encoder] = {}
     for each in found:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             module = Evaluation(encoder=encoder, pretrained=each.module.held)
-        untrained.setdefault(weights_key(module), each._replace(module=module, ckpt=None))
+        weights = weights_key(module)
+        untrained.setdefault(weights, each._replace(module=module, ckpt=None, weights=weights))
     several = len(untrained) > 1
     found += [each._replace(name=f"{RANDOM} {each.name}" if several else RANDOM) for each in untrained.values()]
     return found

@@ -6,6 +6,7 @@ import pytest
 import runs
 import torch
 from method_list import METHODS
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from sslmodules import SSLModule
@@ -56,7 +57,7 @@ def test_features_are_the_representation_and_the_means_of_stages():
         torch.testing.assert_close(stage, maps[number].mean((2, 3)))
 
 
-def test_features_are_computed_once_and_a_half_written_file_does_not_count(tmp_path):
+def test_features_are_computed_once(tmp_path):
     made = Features(torch.rand(3, 2), torch.tensor([0, 1, 1]), {2: torch.rand(3, 4), 10: torch.rand(3, 1)})
     calls = []
 
@@ -65,8 +66,6 @@ def test_features_are_computed_once_and_a_half_written_file_does_not_count(tmp_p
         return made
 
     file = tmp_path / "features" / "key.safetensors"
-    file.parent.mkdir()
-    file.with_suffix(".part").write_bytes(b"half")
     for _ in range(2):
         found = cached(file, compute)
         assert torch.equal(found.representation, made.representation)
@@ -75,6 +74,28 @@ def test_features_are_computed_once_and_a_half_written_file_does_not_count(tmp_p
         assert all(torch.equal(found.stages[n], made.stages[n]) for n in made.stages)
     assert len(calls) == 1
     assert [f.name for f in file.parent.iterdir()] == ["key.safetensors"]
+
+
+def foreign(path):
+    save_file({"something": torch.zeros(2)}, path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-3]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("no features at all, but long enough for a header"),
+        foreign,
+    ],
+)
+def test_a_file_that_is_truncated_or_foreign_is_computed_again(spoil, tmp_path, capsys):
+    file, made = tmp_path / "key.safetensors", Features(torch.rand(3, 2), torch.tensor([0, 1, 1]), {})
+    cached(file, lambda: made)
+    spoil(file)
+    for _ in range(2):
+        assert torch.equal(cached(file, lambda: made).representation, made.representation)
+    assert capsys.readouterr().out.count("key.safetensors cannot be read") == 1
 
 
 def test_weights_and_how_they_are_fed_make_the_key():

@@ -132,16 +132,36 @@ def test_an_interrupted_run_goes_on_and_computes_nothing_twice(checkpoint, tmp_p
     assert calls == before
 
 
-def test_other_weights_under_the_same_name_are_measured_anew(checkpoint, tmp_path, monkeypatch):
-    command.evaluate([checkpoint], labeled(), out=str(tmp_path / "out"))
+def test_a_checkpoint_that_was_trained_on_is_measured_anew(checkpoint, tmp_path, monkeypatch):
+    file = tmp_path / "last.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    torch.save(saved, file)
+    before = command.evaluate([str(file)], labeled(), out=str(tmp_path / "out"))["encoders"]["SimCLR"]["weights"]
+    key = next(k for k in saved["state_dict"] if k.startswith("encoder") and k.endswith("weight"))
+    saved["state_dict"][key] *= 2
+    torch.save(saved, file)
+    calls = []
+    monkeypatch.setattr(measures, "cluster_nmi", lambda *a, **k: calls.append(1) or 0.5)
+    report = command.evaluate([str(file)], labeled(), out=str(tmp_path / "out"))
+    assert len(calls) == 1  # the encoder at random initialisation is the same
+    assert list(report["encoders"]) == ["SimCLR", "random"]
+    assert report["encoders"]["SimCLR"]["weights"] != before
+
+
+def test_encoders_that_were_measured_before_stay_in_the_report(checkpoint, tmp_path):
+    def report(*ckpt, **kwargs):
+        return command.evaluate([*ckpt], labeled(), out=str(tmp_path / "out"), max_images=8, **kwargs)
+
+    first = report(checkpoint)
     saved = torch.load(checkpoint, weights_only=True)
     key = next(k for k in saved["state_dict"] if k.startswith("encoder") and k.endswith("weight"))
     saved["state_dict"][key] *= 2
     torch.save(saved, tmp_path / "other.ckpt")
-    calls = []
-    monkeypatch.setattr(measures, "cluster_nmi", lambda *a, **k: calls.append(1) or 0.5)
-    command.evaluate([str(tmp_path / "other.ckpt")], labeled(), out=str(tmp_path / "out"))
-    assert len(calls) == 1  # the encoder at random initialisation is the same
+    both = report(str(tmp_path / "other.ckpt"), reference="SimCLR")
+    assert list(both["encoders"]) == ["SimCLR", "SimCLR 2", "random"]
+    assert both["reference"] == "SimCLR 2"  # as this command calls its own
+    assert both["encoders"]["SimCLR"] == first["encoders"]["SimCLR"]
+    assert "| | SimCLR | SimCLR 2 | random |" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_folder_with_a_report_of_other_images_is_refused(checkpoint, tmp_path):

@@ -5,6 +5,7 @@ from sslmodules.callbacks.embeddings import EmbeddingProjector, EmbeddingWriter
 from sslmodules.callbacks.interruption import Interruption
 from sslmodules.callbacks.knn import OnlineKNN
 from sslmodules.callbacks.last_checkpoint import LastCheckpoint
+from sslmodules.callbacks.learning_rate import LearningRate
 from sslmodules.callbacks.milestones import Milestones
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.pictures import Pictures
@@ -19,6 +20,7 @@ __all__ = [
     "FeatureQueue",
     "Interruption",
     "LastCheckpoint",
+    "LearningRate",
     "Milestones",
     "MomentumUpdate",
     "OnlineKNN",

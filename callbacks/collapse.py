@@ -13,7 +13,7 @@ from sslmodules.metrics import rank_me, spread
 class Collapse(Callback):
     """Log the spread of the features in training and their effective rank (RankMe) on held-out images.
 
-    ``collapse/spread`` is about 1 for features that cover the sphere and 0 for a point; ``collapse/rank_me`` counts the
+    ``monitor/spread`` is about 1 for features that cover the sphere and 0 for a point; ``monitor/rank_me`` counts the
     dimensions in use. A spread below ``warn_below`` on held-out images is said aloud, once.
 
     Args:
@@ -36,7 +36,7 @@ class Collapse(Callback):
         """Log the spread of this batch."""
         features = _features(outputs)
         if features is not None:
-            pl_module.log("collapse/spread", spread(features), batch_size=len(features))
+            pl_module.log("monitor/spread", spread(features), batch_size=len(features))
 
     def on_validation_batch_end(
         self,
@@ -58,7 +58,7 @@ class Collapse(Callback):
             return
         features = torch.cat(self._features)[: self.max_images]
         self._features = []
-        pl_module.log("collapse/rank_me", rank_me(features), rank_zero_only=True)
+        pl_module.log("monitor/rank_me", rank_me(features), rank_zero_only=True)
         if not self._warned and not trainer.sanity_checking and spread(features) < self.warn_below:
             self._warned = True
             rank_zero_warn(

@@ -13,9 +13,9 @@ from sslmodules.metrics import knn_scores
 
 
 class OnlineKNN(HeldOutAccuracy):
-    """Classify held-out images by their neighbours among the latest labeled training images; log ``knn/val_accuracy``.
+    """Classify held-out images by their neighbours among the latest labeled training images.
 
-    In training it only keeps features that the step has computed: those of augmented views, a little behind the
+    The accuracy is logged as ``probe/knn/val_accuracy``. In training it only keeps features that the step has computed: those of augmented views, a little behind the
     encoder. :func:`sslmodules.evaluation.probe` measures with clean images of the whole training set. It attaches
     to any LightningModule whose ``forward`` gives (B, D).
 
@@ -40,7 +40,7 @@ class OnlineKNN(HeldOutAccuracy):
         temperature: float = 0.07,
         bank_size: int = 8192,
         reads: Reads = "features",
-        name: str = "knn",
+        name: str = "probe/knn",
     ) -> None:
         self.num_classes = num_classes
         self.k = k

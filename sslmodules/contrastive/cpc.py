@@ -68,7 +68,7 @@ class CPC(SSLModule):
     >>> method = CPC(encoder_args={"widths": [16] * 5}, context_args={"dim": 8}, steps=3)
     >>> sounds = 2 * torch.rand(4, 1, 3200) - 1
     >>> sorted(method.loss(method.make_views(sounds)))
-    ['accuracy', 'accuracy_1', 'accuracy_2', 'accuracy_3', 'features', 'loss']
+    ['features', 'loss', 'prediction_accuracy', 'prediction_accuracy_1', ..., 'prediction_accuracy_3']
     >>> method(sounds).shape, method.frames(sounds).shape
     (torch.Size([4, 8]), torch.Size([4, 20, 8]))
     """
@@ -214,8 +214,8 @@ class CPC(SSLModule):
         return {
             "loss": torch.stack([entropy.mean() for entropy, _ in terms]).mean(),
             "features": _mean(c if self.representation == "context" else z).detach(),
-            "accuracy": torch.stack(accuracies).mean(),
-            **{f"accuracy_{k}": accuracies[k - 1] for k in self.reported},
+            "prediction_accuracy": torch.stack(accuracies).mean(),
+            **{f"prediction_accuracy_{k}": accuracies[k - 1] for k in self.reported},
         }
 
     def predict(

@@ -139,7 +139,7 @@ class MoCo(SSLModule):
             "features": h.detach(),
             "projections": q.detach(),
             "keys": keys,
-            "accuracy": accuracy,
+            "pair_accuracy": accuracy,
             "mutual_information": mutual_information_bound(loss, candidates=1 + len(self.queue)),
         }
 

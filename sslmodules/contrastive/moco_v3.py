@@ -128,7 +128,7 @@ class MoCoV3(SSLModule):
             "loss": 2 * self.temperature * (first + second),
             "features": h[0].detach(),
             "projections": z[0].detach(),
-            "accuracy": accuracy,
+            "pair_accuracy": accuracy,
             "mutual_information": mutual_information_bound((first + second) / 2, candidates),
         }
 

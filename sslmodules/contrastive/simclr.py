@@ -40,7 +40,7 @@ class SimCLR(SSLModule):
     >>> method = SimCLR("conv4", temperature=0.5, jitter=0.5, blur=0)
     >>> images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
     >>> sorted(method.loss(method.make_views(images)))
-    ['accuracy', 'features', 'loss', 'mutual_information', 'projections']
+    ['features', 'loss', 'mutual_information', 'pair_accuracy', 'projections']
     """
 
     default_warmup_epochs = 10
@@ -80,7 +80,7 @@ class SimCLR(SSLModule):
             "loss": loss,
             "features": h.chunk(2)[0].detach(),
             "projections": z1.detach(),
-            "accuracy": accuracy,
+            "pair_accuracy": accuracy,
             "mutual_information": mutual_information_bound(loss, candidates=len(z) * world_size() - 1),
         }
 

@@ -128,7 +128,7 @@ class LinearProbe(Evaluation):
         """Find and log the best, and its rate."""
         super().on_validation_epoch_end()
         rates = torch.tensor(self.learning_rates, device=self.device)
-        self.log("val/learning_rate", rates[self.best], sync_dist=True)
+        self.log("val/best_learning_rate", rates[self.best], sync_dist=True)
 
 
 def stage_vectors(encoder: nn.Module, x: Tensor, stages: Sequence[int], tokens: Tokens = "patches") -> Tensor:

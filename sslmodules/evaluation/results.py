@@ -56,8 +56,8 @@ class Results:
             return self.content
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{self.file} is not a report of evaluate ({type(error).__name__}: {error}); remove it, and the features "
-                "beside it are used again, or pass another --out"
+                f"{self.file} is not a report of evaluate ({type(error).__name__}: {error}); remove it, and the "
+                "features beside it are used again, or pass another --out"
             ) from error
         return content
 

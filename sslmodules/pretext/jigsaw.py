@@ -66,7 +66,7 @@ class Jigsaw(SSLModule):
     >>> method = Jigsaw("conv4", permutations=24, embed_dim=16, hidden_dim=32)
     >>> tiles, order = method.make_views(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
     >>> tiles.shape, order.shape, sorted(method.loss([tiles, order]))
-    (torch.Size([4, 9, 3, 16, 16]), torch.Size([4, 8]), ['accuracy', 'loss'])
+    (torch.Size([4, 9, 3, 16, 16]), torch.Size([4, 8]), ['jigsaw_accuracy', 'loss'])
     """
 
     default_warmup_epochs = 5
@@ -139,7 +139,7 @@ class Jigsaw(SSLModule):
         logits, order = self.solve(tiles, puzzles), puzzles.long().flatten()  # (BP, N), (BP,)
         return {
             "loss": F.cross_entropy(logits.float(), order),
-            "accuracy": (logits.argmax(1) == order).float().mean(),
+            "jigsaw_accuracy": (logits.argmax(1) == order).float().mean(),
         }
 
     def solve(self, tiles: Tensor, puzzles: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class RelativePatch(SSLModule):
     >>> method = RelativePatch("conv4", embed_dim=16, hidden_dim=32)
     >>> views = method.make_views(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8))
     >>> [view.shape for view in views], sorted(method.loss(views))
-    ([torch.Size([8, 9, 3, 16, 16])], ['accuracy', 'loss'])
+    ([torch.Size([8, 9, 3, 16, 16])], ['loss', 'position_accuracy'])
     """
 
     default_warmup_epochs = 5
@@ -182,7 +182,7 @@ class RelativePatch(SSLModule):
         labels = self.labels.repeat(len(views[0]))  # (BP,)
         return {
             "loss": F.cross_entropy(logits.float(), labels),
-            "accuracy": (logits.argmax(1) == labels).float().mean(),
+            "position_accuracy": (logits.argmax(1) == labels).float().mean(),
         }
 
     def place(self, tiles: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Rotation(SSLModule):
     >>> method = Rotation("conv4")
     >>> views = method.make_views(torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8))
     >>> len(views), views[0].shape, sorted(method.loss(views))
-    (4, torch.Size([8, 3, 16, 16]), ['accuracy', 'features', 'loss'])
+    (4, torch.Size([8, 3, 16, 16]), ['features', 'loss', 'rotation_accuracy'])
     """
 
     specialised = True
@@ -71,7 +71,7 @@ class Rotation(SSLModule):
         turns = torch.arange(4, device=h.device).repeat_interleave(len(views[0]))  # (4B,)
         return {
             "loss": F.cross_entropy(logits.float(), turns),
-            "accuracy": (logits.argmax(1) == turns).float().mean(),
+            "rotation_accuracy": (logits.argmax(1) == turns).float().mean(),
             "features": h.chunk(4)[0].detach(),
         }
 

@@ -63,7 +63,7 @@ class Colorization(SSLModule):
     >>> method = Colorization("conv4", width=32)
     >>> views = method.make_views(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8))
     >>> [tuple(v.shape) for v in views], sorted(method.loss(views))
-    ([(2, 1, 16, 16), (2, 2, 4, 4)], ['accuracy', 'features', 'loss'])
+    ([(2, 1, 16, 16), (2, 2, 4, 4)], ['color_accuracy', 'features', 'loss'])
     """
 
     encoder_channels = 1
@@ -128,7 +128,7 @@ class Colorization(SSLModule):
             losses = losses * weight * (ab.abs() > GREY).any((1, 2, 3), keepdim=True)[:, 0]
         return {
             "loss": losses.mean(),
-            "accuracy": (logits.argmax(1) == index[:, 0]).float().mean(),
+            "color_accuracy": (logits.argmax(1) == index[:, 0]).float().mean(),
             "features": pool(h).detach(),
         }
 

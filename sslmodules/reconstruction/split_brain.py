@@ -102,7 +102,7 @@ class SplitBrain(SSLModule):
     >>> method = SplitBrain("conv4", encoder_args={"widths": [8, 16]})
     >>> views = method.make_views(torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8))
     >>> method.feature_dim, sorted(method.loss(views))
-    (32, ['accuracy_L', 'accuracy_ab', 'features', 'loss'])
+    (32, ['color_accuracy', 'features', 'lightness_accuracy', 'loss'])
     """
 
     reads_map = True
@@ -169,14 +169,14 @@ class SplitBrain(SSLModule):
             off_color, off_lightness = color - true_color, lightness - true_lightness
             return {
                 "loss": 0.5 * (off_color.square().sum(1).mean() + off_lightness.square().mean()),
-                "error_ab": 110 * off_color.detach().norm(dim=1).mean(),
-                "error_L": 50 * off_lightness.detach().abs().mean(),
+                "color_error": 110 * off_color.detach().norm(dim=1).mean(),
+                "lightness_error": 50 * off_lightness.detach().abs().mean(),
                 "features": pool(h).detach(),
             }
         return {
             "loss": F.cross_entropy(color, true_color) + F.cross_entropy(lightness, true_lightness),
-            "accuracy_ab": (color.argmax(1) == true_color).float().mean(),
-            "accuracy_L": (lightness.argmax(1) == true_lightness).float().mean(),
+            "color_accuracy": (color.argmax(1) == true_color).float().mean(),
+            "lightness_accuracy": (lightness.argmax(1) == true_lightness).float().mean(),
             "features": pool(h).detach(),
         }
 

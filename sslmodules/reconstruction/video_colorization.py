@@ -65,7 +65,7 @@ class VideoColorization(SSLModule):
     >>> method(clips).shape, method.encode_map(method.preprocess(clips[:, 0])).shape
     (torch.Size([2, 256]), torch.Size([2, 64, 4, 4]))
     >>> sorted(method.loss(method.make_views(clips)))
-    ['accuracy', 'accuracy_still', 'features', 'loss']
+    ['color_accuracy', 'color_accuracy_still', 'features', 'loss']
     """
 
     lr_batch_size = None
@@ -120,7 +120,7 @@ class VideoColorization(SSLModule):
 
         A colour that no reference shows cannot be pointed to. Such positions count 0 and stay in the number that the
         sum is divided by, so that the losses of two halves of a batch average to that of the whole.
-        ``accuracy_still`` is the accuracy of pointing to the same position of the last reference.
+        ``color_accuracy_still`` is the accuracy of pointing to the same position of the last reference.
         """
         x, ab = views
         h = self.frame_maps(x)  # (B, T, D, h, w)
@@ -132,8 +132,8 @@ class VideoColorization(SSLModule):
         can_be_known = shown.amax((1, 3, 4)).gather(1, target.flatten(1)).view_as(p)
         return {
             "loss": -(can_be_known * p.clamp(min=torch.finfo(p.dtype).tiny).log()).mean(),
-            "accuracy": (predicted.argmax(1) == target).float().mean(),
-            "accuracy_still": (true[:, -2] == target).float().mean(),
+            "color_accuracy": (predicted.argmax(1) == target).float().mean(),
+            "color_accuracy_still": (true[:, -2] == target).float().mean(),
             "features": h.mean((1, 3, 4)).detach(),
         }
 

@@ -41,7 +41,7 @@ def test_knn_accuracy_is_that_of_the_bank_on_held_out_images(tmp_path):
     run.fit(module, loader(32), DataLoader(held_out, 5))
     x, y = held_out[:]
     votes = knn_scores(module.eval()(x), knn._bank, knn._labels, 4, k=3, temperature=0.07)
-    assert run.callback_metrics["knn/val_accuracy"].item() == pytest.approx(
+    assert run.callback_metrics["probe/knn/val_accuracy"].item() == pytest.approx(
         (votes.argmax(1) == y).float().mean().item()
     )
 
@@ -54,11 +54,11 @@ def test_collapse_is_measured_and_said_aloud(tmp_path):
     run = trainer(tmp_path, max_epochs=1, callbacks=[Collapse()])
     with pytest.warns(UserWarning, match="the features have collapsed: their spread is"):
         run.fit(method(Constant, warmup_epochs=0), loader(16), loader(16))
-    assert run.callback_metrics["collapse/spread"] < 1e-5
-    assert run.callback_metrics["collapse/rank_me"] == pytest.approx(1, abs=1e-2)
+    assert run.callback_metrics["monitor/spread"] < 1e-5
+    assert run.callback_metrics["monitor/rank_me"] == pytest.approx(1, abs=1e-2)
     run = trainer(tmp_path, max_epochs=1, callbacks=[Collapse()])
     run.fit(method(warmup_epochs=0), loader(16), loader(16))
-    assert run.callback_metrics["collapse/rank_me"] > 2
+    assert run.callback_metrics["monitor/rank_me"] > 2
 
 
 def test_pictures_write_a_grid_of_image_and_views_and_leave_the_run_alone(tmp_path):
@@ -110,7 +110,7 @@ def test_callbacks_leave_a_module_without_pictures_or_features_alone(tmp_path):
 
     run = trainer(tmp_path, max_steps=1, callbacks=[Pictures(), Collapse()])
     run.fit(Plain(), loader(8), loader(8))
-    assert not [k for k in run.callback_metrics if k.startswith("collapse")]
+    assert not [k for k in run.callback_metrics if k.startswith("monitor")]
 
 
 def test_embeddings_are_those_of_the_images_in_order(tmp_path):

@@ -49,7 +49,7 @@ def test_attaches_to_a_foreign_module_and_leaves_it_as_it_was(tmp_path):
     assert same_bits(*results)
     assert not any(module.modes)  # the probe's forwards ran in eval mode
     assert run.callback_metrics["probe/val_accuracy"] > 0.8
-    assert run.callback_metrics["knn/val_accuracy"] > 0.8
+    assert run.callback_metrics["probe/knn/val_accuracy"] > 0.8
 
 
 def test_probe_reads_the_representation_or_the_projection(tmp_path):
@@ -68,7 +68,7 @@ def test_probe_and_knn_read_a_stage_of_the_encoder(tmp_path):
     run = trainer(tmp_path, max_epochs=1, callbacks=[first, last, nearest])
     run.fit(method, loader(16), loader(16))
     assert (first.head[1].in_features, last.head[1].in_features) == (8, 16)
-    assert {"probe_0/val_accuracy", "probe_1/val_accuracy", "knn/val_accuracy"} <= run.callback_metrics.keys()
+    assert {"probe_0/val_accuracy", "probe_1/val_accuracy", "probe/knn/val_accuracy"} <= run.callback_metrics.keys()
     with torch.no_grad():
         expected = method.eval().features(images(16)[:][0][8:], [0])[0].mean((2, 3))
     torch.testing.assert_close(nearest._bank[8:], expected)  # of the last batch, after the last step

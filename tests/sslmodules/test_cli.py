@@ -126,7 +126,7 @@ def test_a_linear_probe_is_fitted_and_validated_from_a_checkpoint(capsys):
     cli.main(["fit", *probe, *RUN[RUN.index("--data") :]])
     out = capsys.readouterr().out
     assert "val/accuracy" in out
-    assert "val/learning_rate" in out
+    assert "val/best_learning_rate" in out
     Path(ckpt).unlink()  # a probe's own checkpoint does without
     cli.main(["validate", "--ckpt_path", "lightning_logs/version_1/checkpoints/best.ckpt", "--data", "Digits"])
     assert "val/accuracy" in capsys.readouterr().out

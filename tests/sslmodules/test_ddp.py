@@ -73,7 +73,7 @@ def test_both_ranks_end_with_the_same_parameters_queue_probe_and_bank(ranks, nam
                 assert torch.equal(first[key][k], second[key][k]), (key, k)
     assert torch.equal(first["bank"], second["bank"])
     assert first["metrics"] == second["metrics"]
-    assert first["metrics"].keys() == {"probe/val_accuracy", "knn/val_accuracy"}
+    assert first["metrics"].keys() == {"probe/val_accuracy", "probe/knn/val_accuracy"}
     for a, b in zip(first["queues"], second["queues"], strict=True):
         assert torch.equal(a, b)
 

@@ -11,13 +11,34 @@ from runs import EXAMPLES, loader, same_bits, snapshot, trainer
 from torch.utils.data import DataLoader
 
 import sslmodules
-from sslmodules import Colorization, DINOv2, Jigsaw, MoCo, MoCoV3, RelativePatch, Rotation, SimCLR
+from sslmodules import (
+    CPC,
+    Colorization,
+    DINOv2,
+    Jigsaw,
+    MoCo,
+    MoCoV3,
+    RelativePatch,
+    Rotation,
+    SimCLR,
+    VideoColorization,
+)
 from sslmodules.callbacks import Collapse, MomentumUpdate, OnlineKNN, OnlineLinearProbe, QueueUpdate
 from sslmodules.datamodules import LabeledDataModule
 from sslmodules.module import NOT_METRICS
 
 # Methods whose task has right and wrong answers.
-CLASSIFIERS = (SimCLR, MoCo, MoCoV3, Rotation, RelativePatch, Jigsaw, Colorization)
+ACCURACIES = {
+    SimCLR: "pair_accuracy",
+    MoCo: "pair_accuracy",
+    MoCoV3: "pair_accuracy",
+    CPC: "prediction_accuracy",
+    Rotation: "rotation_accuracy",
+    RelativePatch: "position_accuracy",
+    Jigsaw: "jigsaw_accuracy",
+    Colorization: "color_accuracy",
+    VideoColorization: "color_accuracy",
+}
 
 every_method = pytest.mark.parametrize("name", METHODS)
 
@@ -67,9 +88,9 @@ def test_trains_as_documented_with_probe_and_knn(name, tmp_path):
     run.fit(method, batches(name, 128, 16), batches(name, 32, 16, seed=1))
     logged = run.callback_metrics
     metrics = [k for k in method.loss(method.make_views(data(name, 4)[:][0])) if k not in NOT_METRICS]
-    expected = ["loss", *metrics, "accuracy"] if isinstance(method, CLASSIFIERS) else ["loss", *metrics]
+    expected = ["loss", *metrics, *(ACCURACIES[kind] for kind in ACCURACIES if isinstance(method, kind))]
     assert {f"{stage}/{metric}" for stage in ("train", "val") for metric in expected} <= logged.keys()
-    assert {"probe/val_accuracy", "knn/val_accuracy", "collapse/rank_me"} <= logged.keys()
+    assert {"probe/val_accuracy", "probe/knn/val_accuracy", "monitor/rank_me"} <= logged.keys()
     assert logged["probe/val_accuracy"] > 0.5  # brightness tells the four classes
     features = method.eval()(data(name, 5)[:][0])
     assert features.shape == (5, method.feature_dim)

@@ -77,4 +77,5 @@ def learned(method: Any, images: Callable[[int, torch.Generator], torch.Tensor],
         optimizer.step()
     method.eval()
     with torch.no_grad():
-        return method.loss(method.make_views(images(256, method.generator)))["accuracy"].item()
+        out = method.loss(method.make_views(images(256, method.generator)))
+    return next(value.item() for name, value in out.items() if name.endswith("_accuracy"))

@@ -245,9 +245,9 @@ def test_any_encoder_of_sequences_and_any_context_will_do():
 def test_accuracy_is_told_by_step():
     x = sounds(4)[:][0]
     out = tiny().loss([x])
-    assert {k for k in out if k.startswith("accuracy_")} == {"accuracy_1", "accuracy_2", "accuracy_3"}
-    mean = sum(out[f"accuracy_{k}"] for k in (1, 2, 3)) / 3
-    torch.testing.assert_close(out["accuracy"], mean)
+    assert {k for k in out if k[:-1] == "prediction_accuracy_"} == {f"prediction_accuracy_{k}" for k in (1, 2, 3)}
+    mean = sum(out[f"prediction_accuracy_{k}"] for k in (1, 2, 3)) / 3
+    torch.testing.assert_close(out["prediction_accuracy"], mean)
     assert CPC(encoder_args={"widths": [2] * 5}).reported == [1, 2, 4, 8, 12]
 
 
@@ -280,4 +280,4 @@ def test_predictable_sounds_are_predicted(tmp_path):
     method = tiny(num_negatives=20, learning_rate=1e-2, size=200)
     run = trainer(tmp_path, max_epochs=6)
     run.fit(method, loader(64, 16, kind="sound"), loader(16, 16, kind="sound", seed=1))
-    assert run.callback_metrics["val/accuracy"] > 3 / 21
+    assert run.callback_metrics["val/prediction_accuracy"] > 3 / 21

@@ -101,7 +101,7 @@ def test_validation_chooses_the_best_and_the_test_measures_that_one(tmp_path):
     run.fit(module, data, data)
     assert module.best == 1
     found = run.callback_metrics["val/accuracy"]
-    assert run.callback_metrics["val/learning_rate"] == 8
+    assert run.callback_metrics["val/best_learning_rate"] == 8
     x, y = images(64)[:]
     logits = module.eval().logits(x)
     torch.testing.assert_close(logits, F.linear(module(x), module.heads[1].weight, module.heads[1].bias))

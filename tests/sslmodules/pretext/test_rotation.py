@@ -51,7 +51,7 @@ def test_targets_count_the_turns_in_the_order_of_the_views():
 def test_constant_images_are_told_by_chance_exactly():
     method = Rotation(**TINY).eval()
     out = method.loss(views_of(method, torch.full((6, 3, 16, 16), 90, dtype=torch.uint8)))
-    assert out["accuracy"] == 0.25
+    assert out["rotation_accuracy"] == 0.25
 
 
 def fitted_accuracy(method, x):
@@ -63,7 +63,7 @@ def fitted_accuracy(method, x):
         optimizer.zero_grad()
         out["loss"].backward()
         optimizer.step()
-        found.append(out["accuracy"].item())
+        found.append(out["rotation_accuracy"].item())
     return sum(found[-20:]) / 20
 
 

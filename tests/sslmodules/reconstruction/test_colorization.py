@@ -86,7 +86,7 @@ def test_hard_codes_give_plain_cross_entropy():
     out = module.loss([light, ab])
     nearest = (ab.movedim(1, -1)[..., None, :] - color_bins()).square().sum(-1).argmin(-1)
     torch.testing.assert_close(out["loss"], F.cross_entropy(logits, nearest))
-    torch.testing.assert_close(out["accuracy"], (logits.argmax(1) == nearest).float().mean())
+    torch.testing.assert_close(out["color_accuracy"], (logits.argmax(1) == nearest).float().mean())
     torch.testing.assert_close(out["features"], module.encode_map(light).mean((2, 3)).detach())
 
 
@@ -304,7 +304,7 @@ def test_colours_are_learnt_from_the_pattern_of_the_lightness(encoder, kwargs):
         optimizer.step()
     module.eval()
     held_out, down = striped(seed=1)
-    assert module.loss(views_of(module, held_out))["accuracy"] > 0.8  # chance is 0.5 at best
+    assert module.loss(views_of(module, held_out))["color_accuracy"] > 0.8  # chance is 0.5 at best
     ab = rgb_to_lab(module.colorize(held_out))[:, 1:].mean((2, 3))
     truth = torch.where(down.view(-1, 1), torch.tensor([10.0, -50]), torch.tensor([50.0, 30]))
     assert ((ab - truth).norm(dim=1) < 25).float().mean() > 0.9
@@ -355,7 +355,7 @@ def test_a_training_run_gives_the_metrics_and_stays_finite_in_half_precision(tmp
     module = method()
     run = trainer(tmp_path, max_epochs=1, precision="bf16-mixed", num_sanity_val_steps=1)
     run.fit(module, loader(16), loader(16, seed=1))
-    assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy"} <= run.callback_metrics.keys()
+    assert {"train/loss", "train/color_accuracy", "val/loss", "val/color_accuracy"} <= run.callback_metrics.keys()
     assert all(p.isfinite().all() for p in module.state_dict().values())
     assert module.prior.dtype == torch.float32
 

@@ -135,7 +135,7 @@ def test_zeroed_heads_lose_ln_313_and_ln_50():
     grey = torch.full((2, 3, 16, 16), 128, dtype=torch.uint8)
     out = module.loss(views_of(module, grey))
     assert out["loss"].item() == pytest.approx(math.log(50), abs=1e-4)
-    assert out["accuracy_ab"] == 1
+    assert out["color_accuracy"] == 1
 
 
 def test_targets_are_the_mean_lab_of_each_cell_of_the_map():
@@ -148,8 +148,8 @@ def test_targets_are_the_mean_lab_of_each_cell_of_the_map():
     bins = ((50 * cells[:, 0] + 50) / 2).floor().long()
     out = module.loss([view])
     torch.testing.assert_close(out["loss"], F.cross_entropy(color, nearest) + F.cross_entropy(light, bins))
-    torch.testing.assert_close(out["accuracy_L"], (light.argmax(1) == bins).float().mean())
-    torch.testing.assert_close(out["accuracy_ab"], (color.argmax(1) == nearest).float().mean())
+    torch.testing.assert_close(out["lightness_accuracy"], (light.argmax(1) == bins).float().mean())
+    torch.testing.assert_close(out["color_accuracy"], (color.argmax(1) == nearest).float().mean())
     torch.testing.assert_close(out["features"], module.encode(view).detach())
 
 
@@ -158,9 +158,9 @@ def test_regression_is_half_the_squared_distance_in_scaled_units():
     rgb = lab_to_rgb(torch.tensor([70.0, 22.0, -33.0]).view(1, 3, 1, 1).expand(2, 3, 16, 16))
     out = module.loss(views_of(module, rgb))
     assert out["loss"].item() == pytest.approx(0.5 * (0.2**2 + 0.3**2) + 0.5 * 0.4**2, rel=1e-3)
-    assert out["error_ab"].item() == pytest.approx(math.hypot(22, 33), rel=1e-3)
-    assert out["error_L"].item() == pytest.approx(20, rel=1e-3)
-    assert out.keys() == {"loss", "error_ab", "error_L", "features"}
+    assert out["color_error"].item() == pytest.approx(math.hypot(22, 33), rel=1e-3)
+    assert out["lightness_error"].item() == pytest.approx(20, rel=1e-3)
+    assert out.keys() == {"loss", "color_error", "lightness_error", "features"}
 
 
 def coupled(count=32, seed=0):
@@ -186,8 +186,8 @@ def test_both_directions_are_learnt(kwargs):
         loss.backward()
         optimizer.step()
     out = module.eval().loss(views_of(module, coupled(seed=1)))
-    assert out["accuracy_ab"] > 0.6  # cells on the edge are mixed
-    assert out["accuracy_L"] > 0.6
+    assert out["color_accuracy"] > 0.6  # cells on the edge are mixed
+    assert out["lightness_accuracy"] > 0.6
 
 
 def test_pictures_show_what_each_half_sees_and_says():
@@ -224,7 +224,7 @@ def test_a_training_run_gives_the_metrics_in_half_precision(task, tmp_path):
     run = trainer(tmp_path, max_epochs=1, precision="bf16-mixed")
     run.fit(module, loader(16), loader(16, seed=1))
     kind = "accuracy" if task == "classification" else "error"
-    assert {f"{s}/{kind}_{c}" for s in ("train", "val") for c in ("ab", "L")} <= run.callback_metrics.keys()
+    assert {f"{s}/{c}_{kind}" for s in ("train", "val") for c in ("color", "lightness")} <= run.callback_metrics.keys()
     assert all(p.isfinite().all() for p in module.state_dict().values())
     run.save_checkpoint(tmp_path / "c.ckpt")
     again = sslmodules.load(tmp_path / "c.ckpt").eval()

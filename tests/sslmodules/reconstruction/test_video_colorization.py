@@ -110,7 +110,7 @@ def test_a_copy_of_the_reference_found_by_its_features_loses_nothing():
     still = one_hot(torch.arange(16).view(1, 1, 4, 4), 16)
     found = pointing(10 * still.expand(1, 2, 16, 4, 4), labels, COLORS)
     assert found["loss"] < 1e-6  # a second softmax would leave ln(1 + 3 / e) = 0.744
-    assert found["accuracy"] == found["accuracy_still"] == 1
+    assert found["color_accuracy"] == found["color_accuracy_still"] == 1
 
 
 def test_the_loss_is_the_surprise_at_the_colour_among_the_references():
@@ -118,13 +118,13 @@ def test_the_loss_is_the_surprise_at_the_colour_among_the_references():
     found = pointing(torch.ones(1, 2, 8, 2, 2), labels, COLORS)
     expected = -(math.log(3 / 4) + 3 * math.log(1 / 4)) / 4
     assert found["loss"].item() == pytest.approx(expected, abs=1e-5)
-    assert found["accuracy"] == 0.25  # all point to the commonest colour
-    assert found["accuracy_still"] == 0.5
+    assert found["color_accuracy"] == 0.25  # all point to the commonest colour
+    assert found["color_accuracy_still"] == 0.5
 
 
 def test_the_still_accuracy_is_that_of_the_last_reference():
     labels = torch.tensor([[0, 1], [2, 3], [2, 0]]).view(1, 3, 1, 2)
-    assert pointing(torch.ones(1, 3, 8, 1, 2), labels, COLORS)["accuracy_still"] == 0.5
+    assert pointing(torch.ones(1, 3, 8, 1, 2), labels, COLORS)["color_accuracy_still"] == 0.5
 
 
 def test_a_colour_that_no_reference_shows_counts_nothing():
@@ -331,8 +331,8 @@ def test_the_pointer_learns_to_find_squares_that_jumped():
         loss.backward()
         optimizer.step()
     found = module.eval().loss(views_of(module, x[48:]))
-    assert found["accuracy_still"] < 0.35  # chance is 0.25
-    assert found["accuracy"] > 0.9
+    assert found["color_accuracy_still"] < 0.35  # chance is 0.25
+    assert found["color_accuracy"] > 0.9
 
 
 # --- for the eye, and what is refused -------------------------------------------------------------------------------

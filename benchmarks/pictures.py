@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 import sslmodules
-from sslmodules.callbacks.pictures import grid
+from sslmodules.tiles import grid
 from sslmodules.views import resized_crop
 
 # Name, and a square (top, left, side) of the photograph.

@@ -15,9 +15,9 @@ from sslmodules.metrics import knn_scores
 class OnlineKNN(HeldOutAccuracy):
     """Classify held-out images by their neighbours among the latest labeled training images.
 
-    The accuracy is logged as ``probe/knn/val_accuracy``. In training it only keeps features that the step has computed: those of augmented views, a little behind the
-    encoder. :func:`sslmodules.evaluation.probe` measures with clean images of the whole training set. It attaches
-    to any LightningModule whose ``forward`` gives (B, D).
+    The accuracy is logged as ``probe/knn/val_accuracy``. In training it only keeps features that the step has computed:
+    those of augmented views, a little behind the encoder. :func:`sslmodules.evaluation.probe` measures with clean
+    images of the whole training set. It attaches to any LightningModule whose ``forward`` gives (B, D).
 
     Args:
         num_classes: None takes ``num_classes`` of the DataModule.

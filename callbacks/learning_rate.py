@@ -26,7 +26,7 @@ def base_rate(optimizer: Optimizer) -> float:
     """Return the rate of which those of all groups are multiples, by ``"lr_scale"``; of a sweep the largest.
 
     >>> from torch import nn, optim
-    >>> groups = [{"params": nn.Linear(2, 2).parameters(), "lr": 0.1 * scale, "lr_scale": scale} for scale in (0.5, 1.0)]
+    >>> groups = [{"params": nn.Linear(2, 2).parameters(), "lr": 0.1 * s, "lr_scale": s} for s in (0.5, 1.0)]
     >>> base_rate(optim.SGD(groups))
     0.1
     """

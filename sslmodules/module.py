@@ -35,6 +35,7 @@ from sslmodules.inputs import InputFormat, as_list, input_format, to_images
 from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
 from sslmodules.precision import full_precision
 from sslmodules.reading import misfit
+from sslmodules.tiles import Tiles
 from sslmodules.trainer_state import begin_resumed_run, pending_batches, repair_progress
 from sslmodules.views import center_square, denormalize, normalize, to_float
 
@@ -245,16 +246,21 @@ class SSLModule(LightningModule):
         """As :meth:`features`, of preprocessed images."""
         return stage_maps(self.encoder, x, stages)
 
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Show what the method sees: name -> (rows, columns, C, H, W) in [0, 1]. Here one row an image: it, its views.
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show what the method sees, as tiles by name, one row per image: here it and its views.
 
-        Views whose size differs from the image's are not shown beside it.
+        Views whose size differs from the image's are not shown beside it. Of sound there is nothing to see.
         """
+        if self.input_kind == "sound":
+            return {}
         views = self._views(images)
         images = to_float(self._undo(images))
         shown = [self.denormalize(v) for v in views]
-        first = [images] if images.shape[-2:] == shown[0].shape[-2:] else []
-        return {"views": torch.stack([*first, *(v for v in shown if v.shape == shown[0].shape)], 1)}
+        shown = [v for v in shown if v.shape == shown[0].shape]
+        captions = [f"view {i}" for i in range(1, len(shown) + 1)]
+        if images.shape == shown[0].shape:
+            shown, captions = [images, *shown], ["image", *captions]
+        return {"views": Tiles(torch.stack(shown, 1), captions)}
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from sslmodules.contrastive.cpc_networks import CONTEXTS, ENCODERS
 from sslmodules.contrastive.cpc_views import overlapping_patches, random_windows, to_sound
 from sslmodules.encoders import pool, stage_maps
 from sslmodules.module import SSLModule
+from sslmodules.tiles import Tiles
 from sslmodules.views import grayscale
 from sslmodules.views.patches import RandomSquareCrop
 
@@ -287,17 +288,18 @@ class CPC(SSLModule):
                 require_horizon(self.latents(x).shape[1], self.skip, self.steps)
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """One tile a sequence: steps ahead downwards, time to the right; how probable the right latent was, 1 is white.
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show one tile per sequence: how probable the right latent was, steps ahead downwards, time to the right.
 
-        It was picked among the latents of the sequences that are shown. Grey is what lies beyond the end.
+        White is 1. It was picked among the latents of the sequences that are shown. Gray is what lies beyond the end.
         """
         z = self.latents(self._views(images)[0])
         terms = self.predict(z, self.context(z))
         length = z.shape[1]
         rows = [F.pad((-entropy).exp().mean(2), (0, length - entropy.shape[1]), value=0.5) for entropy, _ in terms]
         tile = torch.stack(rows, 1)  # (B, K, T)
-        return {"predicted": tile.repeat_interleave(max(1, length // (2 * self.steps)), 1)[:, None, None]}
+        images = tile.repeat_interleave(max(1, length // (2 * self.steps)), 1)[:, None, None]
+        return {"predicted": Tiles(images, ["probability of the right latent, steps ahead (down) by time (right)"])}
 
 
 def _mean(sequence: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from sslmodules.encoders import ViT, last_map
 from sslmodules.loading import naming, read_checkpoint
 from sslmodules.module import SSLModule
 from sslmodules.optim import warmup_cosine
+from sslmodules.tiles import Tiles
 from sslmodules.views.multi_crop import MultiCrop
 
 SHOWN_HEADS = 6  # of the teacher, at most, in the pictures of a run
@@ -137,8 +138,8 @@ class SelfDistillation(SSLModule):
                 f"({self.local_size} px); pass encoder_args={{'dynamic_img_size': True}}, or local_crops=0"
             )
 
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Each image's global crops, and its local ones; of a ViT also what its teacher makes of the whole image.
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show each image's global crops, and its local ones; of a ViT also what its teacher makes of the whole image.
 
         ``"attention"``: the image, the mean of the last block's heads, at most six of them, and the patches that hold
         60 % of the mean. ``"pca"``: the image, and its patches' first three principal components as colours.
@@ -147,9 +148,11 @@ class SelfDistillation(SSLModule):
         from sslmodules.evaluation import attention_tiles, class_attention, enlarged, pca_colors, shows_attention
 
         crops = [self.denormalize(crop) for crop in self._views(images)[: 2 + self.crops.local_crops]]
-        shown = {"views": torch.stack(crops[:2], 1)}
+        shown = {"views": Tiles(torch.stack(crops[:2], 1), ["global crop 1", "global crop 2"])}
         if crops[2:]:
-            shown["local views"] = torch.stack(crops[2:], 1)
+            shown["local views"] = Tiles(
+                torch.stack(crops[2:], 1), [f"local crop {i}" for i in range(1, len(crops) - 1)]
+            )
         if not isinstance(self.teacher_encoder, ViT):
             return shown
         with torch.no_grad(), without_noise(self.teacher_encoder):
@@ -157,10 +160,13 @@ class SelfDistillation(SSLModule):
             image = self.denormalize(x)
             if shows_attention(self.teacher_encoder):
                 tiles = attention_tiles(image, class_attention(self.teacher_encoder, x))
-                shown["attention"] = torch.cat([tiles[:, :-1][:, : 2 + SHOWN_HEADS], tiles[:, -1:]], 1)
+                tiles = torch.cat([tiles[:, :-1][:, : 2 + SHOWN_HEADS], tiles[:, -1:]], 1)
+                heads = [f"head {i}" for i in range(1, tiles.shape[1] - 2)]
+                captions = ["image", "mean of the heads", *heads, "patches with 60% of the mean"]
+                shown["attention"] = Tiles(tiles, captions)
             colors = enlarged(pca_colors(last_map(self.teacher_encoder, x)), *x.shape[-2:])  # (B, 3, H, W)
             rgb = image[:, :3] if image.shape[1] >= 3 else image[:, :1].expand_as(colors)
-            shown["pca"] = torch.stack([rgb, colors], 1)
+            shown["pca"] = Tiles(torch.stack([rgb, colors], 1), ["image", "components of its patches"])
         return shown
 
     # --- what changes with the optimizer's steps ----------------------------------------------------------------------

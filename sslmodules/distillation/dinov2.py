@@ -20,6 +20,7 @@ from sslmodules.distillation.head import DINOHead
 from sslmodules.distillation.losses import dino_loss, entropy, ibot_loss, koleo, sinkhorn_knopp
 from sslmodules.encoders import ViT, layers
 from sslmodules.optim import layer_scales, split_groups
+from sslmodules.tiles import Tiles
 from sslmodules.views.block_masks import spread_block_masks
 
 
@@ -237,15 +238,16 @@ class DINOv2(SelfDistillation):
         return targets
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Each image's global crops with the masked patches in grey, and its local crops."""
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show each image's global crops with the masked patches in gray, and its local crops."""
         shown = super().pictures(images)
-        crops = shown["views"]  # (B, 2, C, H, W)
+        crops = shown["views"].images  # (B, 2, C, H, W)
         height, width = self.grid(crops)
         masks = spread_block_masks(2 * len(crops), height, width, self.mask_share, self.mask_ratio)
         hidden = masks.view(-1, 2, 1, height, width).to(crops.device)
         hidden = hidden.repeat_interleave(self.patch[0], 3).repeat_interleave(self.patch[1], 4)
-        return {**shown, "views": torch.where(hidden, 0.5, crops)}
+        captions = [f"{caption}, masked patches in gray" for caption in shown["views"].captions]
+        return {**shown, "views": Tiles(torch.where(hidden, 0.5, crops), captions)}
 
     # --- optimizer --------------------------------------------------------------------------------------------------
 

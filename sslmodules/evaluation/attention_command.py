@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from sslmodules.callbacks.pictures import grid
 from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, picture_size, read_picture
 from sslmodules.encoders import ViT, last_map, stage_maps
 from sslmodules.evaluation.attention import (
@@ -22,6 +21,7 @@ from sslmodules.evaluation.attention import (
     shows_attention,
 )
 from sslmodules.evaluation.looking import check_outside, looked_with, only_shape, patch_shape
+from sslmodules.tiles import Tiles, grid
 from sslmodules.views import to_float
 
 SIZE = 480  # px, as in the papers' figures
@@ -157,4 +157,4 @@ def _write_colors(
 
 def _save(tiles: Tensor, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(grid(tiles.cpu(), min_side=1), path)
+    save_image(grid(Tiles(tiles), min_side=1), path)

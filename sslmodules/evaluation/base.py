@@ -21,7 +21,8 @@ from sslmodules.inputs import input_format
 from sslmodules.loading import built, method_class, naming, own_checkpoint
 from sslmodules.module import SSLModule
 from sslmodules.optim import layer_scales, split_groups
-from sslmodules.views import RandomResizedCrop
+from sslmodules.tiles import Tiles
+from sslmodules.views import RandomResizedCrop, to_float
 
 
 class Evaluation(SSLModule):
@@ -56,6 +57,7 @@ class Evaluation(SSLModule):
             nobody knows.
     """
 
+    shows_truth = True  # in pictures, beside what is found
     layer_decay: float = 1.0  # rate of each of the encoder's blocks as a multiple of that of the next
     behind: nn.ModuleDict  # what stands between encoder and representation: the context network of CPC
     best: Tensor  # number of the classifier that did best on the latest validation
@@ -173,6 +175,12 @@ class Evaluation(SSLModule):
         """What the best classifier says of images as a loader yields them, (B, C)."""
         return self.scores(self.preprocess(images)).index_select(1, self.best.view(1))[:, 0]
 
+    def names(self) -> list[str]:
+        """Names of the classes by the DataModule, else their numbers."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "classes", None) or []
+        return names if len(names) == self.num_classes else [str(number) for number in range(self.num_classes or 0)]
+
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def targets(self, labels: Tensor) -> Tensor:
@@ -222,6 +230,34 @@ class Evaluation(SSLModule):
         """Groups by layer-wise rate: 1 for the final norm and what stands on the encoder."""
         scales = {} if self.layer_decay == 1 else layer_scales(layers(self.encoder), self.layer_decay)
         return split_groups(super().parameter_groups(), lr_scale=lambda p: scales.get(id(p), 1.0))
+
+    def pictures(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tiles]:
+        """Show images, or the first frames of clips, with the class that is found in each and how probable it is.
+
+        With labels right and wrong are marked, and the true class is told where another was found.
+        """
+        if self.input_kind == "sound":
+            return {}
+        logits, names = self.logits(images).float(), self.names()
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        found = probabilities > 0.5 if self.multi_label else probabilities == probabilities.amax(1, keepdim=True)
+        captions = [
+            ", ".join(f"{names[i]} {row[i]:.0%}" for i in chosen.nonzero().flatten().tolist()) or "none"
+            for row, chosen in zip(probabilities.tolist(), found, strict=True)
+        ]
+        right = None
+        if labels is not None:
+            truth = self.targets(labels) > 0.5  # (B, C)
+            known = truth.any(1) | (labels.ndim == 2)
+            right = torch.where(known, (truth == found).all(1).int(), -1)
+            told = [", ".join(names[i] for i in row.nonzero().flatten().tolist()) or "none" for row in truth]
+            captions = [
+                f"{caption}, is {name}" if mark == 0 else caption
+                for caption, name, mark in zip(captions, told, right.tolist(), strict=True)
+            ]
+            right = right[None]
+        shown = to_float(self._undo(images))
+        return {"classes": Tiles((shown[:, 0] if shown.ndim == 5 else shown)[None], captions, right)}
 
     # --- measuring --------------------------------------------------------------------------------------------------
 

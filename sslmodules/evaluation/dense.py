@@ -20,8 +20,6 @@ class DenseEvaluation(Evaluation):
         kwargs: of :class:`~sslmodules.evaluation.base.Evaluation`.
     """
 
-    shows_truth = True  # in pictures, beside what is predicted
-
     def __init__(self, ckpt: str | None, *, train_encoder: bool, layer_decay: float, **kwargs: Any) -> None:
         super().__init__(ckpt, **kwargs)
         self.method.size = None  # it would cut the centre out of images
@@ -72,9 +70,3 @@ class DenseEvaluation(Evaluation):
 
     def _note_format(self, batch: Any) -> None:
         """Note nothing: pictures of training are filled up to the largest of their batch."""
-
-    def class_names(self) -> list[str]:
-        """Names of the classes by the DataModule, else their numbers."""
-        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
-        names = getattr(data, "classes", None) or []
-        return names if len(names) == self.num_classes else [str(number) for number in range(self.num_classes or 0)]

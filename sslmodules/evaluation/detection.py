@@ -19,6 +19,7 @@ from sslmodules.datamodules.masks import filled_up
 from sslmodules.encoders import stage_maps
 from sslmodules.evaluation.dense import DenseEvaluation
 from sslmodules.evaluation.pyramid import PyramidBackbone, SimplePyramid, StagePyramid, is_plain
+from sslmodules.tiles import Tiles
 from sslmodules.views import to_float
 
 ANCHOR = 8  # side of an anchor in strides of its map: 32 px at stride 4
@@ -216,23 +217,24 @@ class Detection(DenseEvaluation):
         """Log mean average precisions, over IoUs from 0.5 to 0.95 and at 0.5 and 0.75, and by class."""
         self.log(f"{stage}/map", values["map"], prog_bar=True)
         self.log_dict({f"{stage}/{name}": values[name] for name in ("map_50", "map_75")})
-        names = self.class_names()
+        names = self.names()
         by_class = zip(values["classes"].view(-1).tolist(), values["map_per_class"].view(-1), strict=True)
         self.log_dict({f"{stage}/map/{names[number]}": value for number, value in by_class if value >= 0})
 
     def pictures(  # type: ignore[override]
         self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
-    ) -> dict[str, Tensor]:
-        """One row an image: it, the truth where it is given, and what is found with a score of at least 0.5."""
+    ) -> dict[str, Tiles]:
+        """Show one row per image: it, the truth where it is given, and what is found with a score of at least 0.5."""
         with frozen(self):
             found = self.detect(images)
         found = [{name: value[one["scores"] >= SHOWN] for name, value in one.items()} for one in found]
         shown = [to_float(self._undo(image[None]))[0].expand(3, -1, -1) for image in images]
         drawn = [[self._drawn(*pair) for pair in zip(shown, boxes, strict=True)] for boxes in (targets, found) if boxes]
-        return {"detection": torch.stack([filled_up(column, 0) for column in (shown, *drawn)], 1)}
+        captions = ["image", *(["truth"] if targets else []), "found"]
+        return {"detection": Tiles(torch.stack([filled_up(column, 0) for column in (shown, *drawn)], 1), captions)}
 
     def _drawn(self, image: Tensor, boxes: Target) -> Tensor:
-        names = self.class_names()
+        names = self.names()
         return draw_bounding_boxes(image, boxes["boxes"], [names[label] for label in boxes["labels"].tolist()], "red")
 
     # --- checks -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sslmodules.evaluation.base import Evaluation
@@ -14,6 +13,7 @@ from sslmodules.evaluation.dense import DenseEvaluation
 from sslmodules.evaluation.files import replacing
 from sslmodules.evaluation.finetune import FineTune
 from sslmodules.evaluation.measures import SHOWN, Measures
+from sslmodules.tiles import Tiles
 
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "devices": 1}
 
@@ -67,7 +67,7 @@ def of_places(
     epochs: int,
     arguments: Mapping[str, Any],
     seed: int,
-) -> tuple[dict[str, float], dict[str, Tensor]]:
+) -> tuple[dict[str, float], dict[str, Tiles]]:
     """Train a head for masks or boxes on a frozen encoder, and measure it on the validation images.
 
     Args:

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
 
 from sslmodules.callbacks.features import frozen
-from sslmodules.callbacks.pictures import grid
 from sslmodules.evaluation.base import Evaluation
 from sslmodules.evaluation.cache import in_order, weights_key
 from sslmodules.evaluation.dense import DenseEvaluation
@@ -29,6 +27,7 @@ from sslmodules.evaluation.segmentation import SemanticSegmentation
 from sslmodules.hyperparameters import class_path
 from sslmodules.loading import load
 from sslmodules.module import SSLModule
+from sslmodules.tiles import Tiles, grid
 from sslmodules.views.corruptions import CORRUPTIONS
 
 INPUTS = {"image": "images", "sound": "recordings", "video": "clips"}
@@ -230,14 +229,14 @@ def _of_places(each: _Encoder, head: _Heads, folder: Path, seed: int) -> dict[st
     return {"values": values, "pictures": _saved(each.name, drawn, folder)}
 
 
-def _saved(name: str, drawn: Mapping[str, Tensor], folder: Path) -> dict[str, str]:
+def _saved(name: str, drawn: Mapping[str, Tiles], folder: Path) -> dict[str, str]:
     """Write pictures beside the report: caption -> file."""
     files = {}
     for caption, tiles in drawn.items():
         files[caption] = "pictures/" + re.sub(r"\W+", "-", f"{name} {caption}") + ".png"
         (folder / "pictures").mkdir(exist_ok=True)
         with replacing(folder / files[caption]) as part:
-            save_image(grid(tiles.float().cpu()), part, "png")
+            save_image(grid(tiles), part, "png")
     return files
 
 

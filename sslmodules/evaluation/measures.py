@@ -19,6 +19,7 @@ from sslmodules.evaluation.cache import cached, data_key, in_order
 from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, few_labels, linear_classifier
 from sslmodules.evaluation.features import Features, evenly, features_of
 from sslmodules.metrics import knn_scores
+from sslmodules.tiles import Tiles
 from sslmodules.views import to_float
 
 STAGES = 6  # of an encoder, at most
@@ -144,8 +145,8 @@ class Measures:
             points = TSNE(perplexity=min(30, (count - 1) / 3), random_state=self.seed).fit_transform(x.numpy())
         return {"points": points.round(2).tolist(), "labels": (y if y.ndim == 1 else y.argmax(1)).tolist()}
 
-    def neighbours(self) -> Tensor | None:
-        """Tiles (rows, columns, C, H, W): test images, each with the training images nearest to it.
+    def neighbours(self) -> Tiles | None:
+        """Test images, each with the training images nearest to it; those of its class are marked as right.
 
         None where some images have no label, so that features and images have other places.
         """
@@ -155,12 +156,16 @@ class Measures:
         queries = evenly(len(test), SHOWN)  # type: ignore[arg-type]
         q, bank = (F.normalize(x, dim=1) for x in (self.test.representation[queries], self.train.representation))
         nearest = (q @ bank.T).topk(min(SHOWN, len(bank)), 1).indices.tolist()
-        return torch.stack(
-            [
-                torch.stack([image_at(test, i), *(image_at(train, n) for n in row)])
-                for i, row in zip(queries, nearest, strict=True)
-            ]
-        )
+        rows = [
+            torch.stack([image_at(test, i), *(image_at(train, n) for n in row)])
+            for i, row in zip(queries, nearest, strict=True)
+        ]
+        captions = ["held-out image", "nearest", *(f"{n}. nearest" for n in range(2, len(nearest[0]) + 1))]
+        right = None
+        if self.train.labels.ndim == 1:
+            same = self.train.labels[nearest] == self.test.labels[queries, None]  # (rows, neighbors)
+            right = F.pad(same.int(), (1, 0), value=-1)
+        return Tiles(torch.stack(rows), captions, right)
 
 
 def image_at(dataset: Any, place: int) -> Tensor:

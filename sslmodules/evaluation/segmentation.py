@@ -16,6 +16,7 @@ from sslmodules.distributed import all_reduced, world_size
 from sslmodules.encoders import stage_maps
 from sslmodules.evaluation.dense import DenseEvaluation
 from sslmodules.precision import full_precision
+from sslmodules.tiles import Tiles
 from sslmodules.views import resized_crop, to_float
 
 OPACITY = 0.6  # of a class's colour on the picture
@@ -166,16 +167,17 @@ class SemanticSegmentation(DenseEvaluation):
         iou = intersection_over_union(values)
         self.log(f"{stage}/mean_iou", iou.nanmean(), prog_bar=True)
         self.log(f"{stage}/pixel_accuracy", values.trace() / values.sum())
-        named = zip(self.class_names(), iou, strict=True)
+        named = zip(self.names(), iou, strict=True)
         self.log_dict({f"{stage}/iou/{name}": value for name, value in named if not value.isnan()})
 
-    def pictures(self, images: Tensor, masks: Tensor | None = None) -> dict[str, Tensor]:
-        """One row an image: it, the truth where there are masks (B, H, W), the prediction."""
+    def pictures(self, images: Tensor, masks: Tensor | None = None) -> dict[str, Tiles]:
+        """Show one row per image: it, the truth where there are masks (B, H, W), the prediction."""
         with frozen(self):
             predicted = self.logits(images).argmax(1)
         shown = to_float(self._undo(images))
         painted = [shown, *(self._painted(shown, m) for m in (masks, predicted) if m is not None)]
-        return {"segmentation": torch.stack(painted, 1)}
+        captions = ["image", *(["truth"] if masks is not None else []), "prediction"]
+        return {"segmentation": Tiles(torch.stack(painted, 1), captions)}
 
     def _painted(self, images: Tensor, masks: Tensor) -> Tensor:
         classes = torch.arange(self.num_classes or 0, device=masks.device)[:, None, None]

@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 
 from sslmodules.module import SSLModule
 from sslmodules.pretext.permutations import permutation_set
+from sslmodules.tiles import Tiles, framed
 from sslmodules.views import Compose, RandomGrayscale
 from sslmodules.views.patches import (
     RandomSquareCrop,
@@ -158,15 +159,18 @@ class Jigsaw(SSLModule):
         require_tiles_fit(self.encoder, self.grid(self.size or min(images.shape[2:])).tile)
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """A puzzle of each image as the network sees it, as it puts it back, and the truth."""
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show a puzzle of each image as the network sees it, as it puts it back, each tile marked, and the truth."""
         tiles, puzzles = self._views(images)
         puzzles = puzzles[:, :1]
-        predicted = self.solve(tiles, puzzles).argmax(1, keepdim=True)  # (B, 1)
-        puzzle = permuted(tiles, self.permutations[puzzles])[:, 0]  # (B, 9, C, t, t)
-        put_back = permuted(puzzle, self.permutations[predicted].argsort(2))[:, 0]  # by the inverse permutation
-        shown = [mosaic((t / 4 + 0.5).clamp(0, 1)) for t in (puzzle, put_back, tiles)]
-        return {"puzzles": torch.stack(shown, 1)}
+        order = self.permutations[puzzles]  # (B, 1, 9)
+        inverse = self.permutations[self.solve(tiles, puzzles).argmax(1, keepdim=True)].argsort(2)  # as predicted
+        puzzle = permuted(tiles, order)[:, 0]  # (B, 9, C, t, t)
+        put_back = permuted(puzzle, inverse)[:, 0]
+        right = (order.gather(2, inverse)[:, 0] == torch.arange(9, device=order.device)).int()  # (B, 9)
+        pieces = [framed(t / 4 + 0.5, marks) for t, marks in ((puzzle, None), (put_back, right), (tiles, None))]
+        captions = ["puzzle", "put back by the network", "truth"]
+        return {"puzzles": Tiles(torch.stack([mosaic(p) for p in pieces], 1), captions)}
 
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         """SGD, momentum 0.9."""

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from sslmodules.module import SSLModule
+from sslmodules.tiles import Tiles, framed
 from sslmodules.views import Compose, RandomGrayscale
 from sslmodules.views.patches import (
     RandomSquareCrop,
@@ -202,17 +203,20 @@ class RelativePatch(SSLModule):
         require_tiles_fit(self.encoder, self.grid(self.size or min(images.shape[2:])).tile)
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """The nine tiles as the network sees them; and the eight outer ones where they fit best, as it places them."""
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show the nine tiles as the network sees them, and the outer ones where it places them, each marked."""
         (tiles,) = self._views(images)
         outer = torch.tensor([k for k in range(9) if k != 4], device=tiles.device)
         log_p = self.place(tiles, torch.full_like(outer, 4), outer).float().log_softmax(2)  # (B, 8 tiles, 8 places)
-        placed = tiles.clone()
-        for row, scores in zip(placed, log_p.cpu().numpy(), strict=True):
-            _, place = linear_sum_assignment(scores, maximize=True)
-            row[outer[torch.from_numpy(place)]] = row[outer]
-        shown = [mosaic((t / 4 + 0.5).clamp(0, 1)) for t in (tiles, placed)]  # two standard deviations to each side
-        return {"tiles": torch.stack(shown, 1)}
+        placed, right = tiles.clone(), torch.full(tiles.shape[:2], -1, device=tiles.device)  # the middle is given
+        for row, marks, scores in zip(placed, right, log_p.cpu().numpy(), strict=True):
+            _, best = linear_sum_assignment(scores, maximize=True)
+            place = outer[torch.from_numpy(best)]
+            row[place] = row[outer]
+            marks[place] = (place == outer).to(marks)
+        # Two standard deviations to each side.
+        shown = [mosaic(framed(t / 4 + 0.5, marks)) for t, marks in ((tiles, None), (placed, right))]
+        return {"tiles": Tiles(torch.stack(shown, 1), ["tiles of the image", "placed by the network"])}
 
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         """SGD, momentum 0.9 (Nesterov)."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from sslmodules.module import SSLModule
+from sslmodules.tiles import Tiles
 from sslmodules.views import RandomResizedCrop
 
 
@@ -85,13 +86,19 @@ class Rotation(SSLModule):
             )
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """The four views of each image, then each of them turned back by the rotation that is predicted for it."""
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show the four views of each image, then each turned back by the rotation that is predicted for it."""
         views = self._views(images)
-        turns = self.classifier(self.encode(torch.cat(views))).argmax(1).tolist()  # 4B
-        shown = self.denormalize(torch.cat(views))  # (4B, C, H, W)
-        upright = torch.stack([v.rot90(-k, (1, 2)) for v, k in zip(shown, turns, strict=True)])
-        return {"turned upright": torch.stack([*shown.chunk(4), *upright.chunk(4)], 1)}
+        turns = self.classifier(self.encode(torch.cat(views))).argmax(1).view(4, -1)  # (4, B)
+        shown = [self.denormalize(view) for view in views]
+        back = [
+            torch.stack([x.rot90(-k, (1, 2)) for x, k in zip(view, numbers, strict=True)])
+            for view, numbers in zip(shown, turns.tolist(), strict=True)
+        ]
+        right = (turns == torch.arange(4, device=turns.device)[:, None]).T.int()  # (B, 4)
+        captions = [*(f"turned by {angle}°" for angle in (0, 90, 180, 270)), *["turned back as predicted"] * 4]
+        marks = torch.cat([torch.full_like(right, -1), right], 1)
+        return {"turned upright": Tiles(torch.stack([*shown, *back], 1), captions, marks)}
 
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         """SGD, momentum 0.9 (Nesterov)."""

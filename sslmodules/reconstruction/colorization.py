@@ -19,6 +19,7 @@ from sslmodules.module import SSLModule
 from sslmodules.reconstruction.color_bins import NUM_BINS, annealed_mean, class_weights, soft_encode
 from sslmodules.reconstruction.decoder import Decoder
 from sslmodules.reconstruction.fitting import fit_before_training
+from sslmodules.tiles import Tiles
 from sslmodules.views import RandomResizedCrop, Resize, to_float
 from sslmodules.views.lab import lab_to_rgb, lightness, rgb_to_lab
 
@@ -222,11 +223,12 @@ class Colorization(SSLModule):
         images: Any = unpack(batch).images
         return {**predicted, "pictures": self.colorize(images)}
 
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """One row an image: its lightness, which is all that the network sees; the predicted colours; the true ones."""
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show one row per image: its lightness, all that the network sees; the predicted colors; the true ones."""
         rgb = to_float(self._undo(images))
         grey = lab_to_rgb(F.pad(lightness(rgb), (0, 0, 0, 0, 0, 2)))
-        return {"colours": torch.stack([grey, self.colorize(images), rgb], 1)}
+        shown = torch.stack([grey, self.colorize(images), rgb], 1)
+        return {"colours": Tiles(shown, ["lightness", "predicted colors", "true colors"])}
 
 
 def require_rgb(module: SSLModule) -> None:

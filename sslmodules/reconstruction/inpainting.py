@@ -19,6 +19,7 @@ from sslmodules.encoders import map_shape
 from sslmodules.module import SSLModule
 from sslmodules.optim import parameter_groups
 from sslmodules.reconstruction.decoder import Decoder
+from sslmodules.tiles import Tiles
 from sslmodules.views import RandomResizedCrop
 from sslmodules.views.masks import center_mask, overlap_weights, random_blocks_mask, random_region_mask
 
@@ -208,12 +209,13 @@ class Inpainting(SSLModule):
         return Adam(groups, lr=lr, betas=(0.5, 0.999), weight_decay=self.weight_decay)
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Three columns: what the encoder sees, the hole filled by the prediction, the truth."""
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show what the encoder sees, the hole filled by the prediction, and the truth."""
         target, mask = self._views(images)
         hidden = self.hide(target, mask)
         filled = torch.where(mask > 0, self.fill(hidden), target)
-        return {"inpainting": torch.stack([self.denormalize(hidden), (filled + 1) / 2, (target + 1) / 2], 1)}
+        shown = torch.stack([self.denormalize(hidden), (filled + 1) / 2, (target + 1) / 2], 1)
+        return {"inpainting": Tiles(shown, ["with a hole", "the hole filled", "image"])}
 
 
 class ChannelwiseLinear(nn.Module):

@@ -17,6 +17,7 @@ from torch.optim import AdamW, Optimizer
 
 from sslmodules.encoders import ViT
 from sslmodules.module import SSLModule
+from sslmodules.tiles import Tiles
 from sslmodules.views import RandomResizedCrop
 
 # Of the variance of a patch's pixels, against patches of one colour.
@@ -163,8 +164,8 @@ class MAE(SSLModule):
             )
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Three columns: what the encoder sees, its patches with the predicted ones between them, the truth.
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show what the encoder sees, its patches with the predicted ones between them, and the truth.
 
         With ``norm_pix_loss`` a predicted patch takes its mean and standard deviation from the truth, so that even an
         untrained decoder shows the coarse image.
@@ -181,9 +182,8 @@ class MAE(SSLModule):
         filled = unpatchify(torch.where(hidden > 0, prediction, target), grid, self.patch)
         hidden = unpatchify(hidden.expand_as(target), grid, self.patch)
         truth = self.denormalize(x)
-        return {
-            "reconstruction": torch.stack([torch.where(hidden > 0, 0.5, truth), self.denormalize(filled), truth], 1)
-        }
+        shown = torch.stack([torch.where(hidden > 0, 0.5, truth), self.denormalize(filled), truth], 1)
+        return {"reconstruction": Tiles(shown, ["visible patches", "the others predicted", "image"])}
 
     def recipe_optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         """AdamW, β = (0.9, 0.95)."""

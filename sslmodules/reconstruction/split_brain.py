@@ -15,6 +15,7 @@ from sslmodules.encoders import create_encoder, last_map, map_shape, pool, stage
 from sslmodules.module import SSLModule
 from sslmodules.reconstruction.color_bins import NUM_BINS, annealed_mean, soft_encode
 from sslmodules.reconstruction.colorization import require_rgb, require_three_channels
+from sslmodules.tiles import Tiles
 from sslmodules.views import RandomResizedCrop
 from sslmodules.views.lab import lab_to_rgb, rgb_to_lab
 
@@ -202,8 +203,8 @@ class SplitBrain(SSLModule):
         super().check_images(images)
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """One row an image and half: what it sees, what it predicts, the truth. Colours alone are shown at L = 60."""
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show for each half what it sees, what it predicts and the truth. Colors alone are shown at L = 60."""
         x = self.preprocess(images)
         _, color, lightness = self.predict(x)
         if self.task == "classification":
@@ -223,11 +224,13 @@ class SplitBrain(SSLModule):
 
         true_lightness, true_color = lab.split([1, 2], 1)
         return {
-            "colours from lightness": row(
-                (true_lightness, no_color), (true_lightness, color), (true_lightness, true_color)
+            "colours from lightness": Tiles(
+                row((true_lightness, no_color), (true_lightness, color), (true_lightness, true_color)),
+                ["lightness", "predicted colors", "true colors"],
             ),
-            "lightness from colours": row(
-                (no_lightness, true_color), (lightness, no_color), (true_lightness, no_color)
+            "lightness from colours": Tiles(
+                row((no_lightness, true_color), (lightness, no_color), (true_lightness, no_color)),
+                ["colors", "predicted lightness", "true lightness"],
             ),
         }
 

@@ -24,6 +24,7 @@ from sslmodules.precision import in_full_precision
 from sslmodules.reconstruction.clip_head import ClipHead
 from sslmodules.reconstruction.colorization import require_rgb, require_three_channels, scaled_lightness
 from sslmodules.reconstruction.fitting import fit_before_training
+from sslmodules.tiles import Tiles
 from sslmodules.views import RandomResizedCrop
 from sslmodules.views.lab import lab_to_rgb, lightness, rgb_to_lab
 
@@ -236,8 +237,8 @@ class VideoColorization(SSLModule):
     # --- for the eye ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """One row a clip: its last reference, the target as it is seen, with the colours pointed to, and the truth."""
+    def pictures(self, images: Tensor) -> dict[str, Tiles]:
+        """Show of each clip the last reference, the target as it is seen, with the colors pointed to, and the truth."""
         frames = super().preprocess(images.flatten(0, 1))
         lab = rgb_to_lab(frames).unflatten(0, images.shape[:2])  # (B, T, 3, H, W)
         embeddings = self.encode_map(scaled_lightness(lab[:, :, :1]))
@@ -245,7 +246,8 @@ class VideoColorization(SSLModule):
         ab = F.interpolate(copied(embeddings, references, self.temperature), lab.shape[-2:], mode="bilinear")
         grey, colored = (lab_to_rgb(torch.cat([lab[:, -1, :1], c], 1)) for c in (torch.zeros_like(ab), ab))
         frames = frames.unflatten(0, images.shape[:2])
-        return {"colours": torch.stack([frames[:, -2], grey, colored, frames[:, -1]], 1)}
+        captions = ["reference", "next frame in gray", "colors copied from references", "next frame"]
+        return {"colours": Tiles(torch.stack([frames[:, -2], grey, colored, frames[:, -1]], 1), captions)}
 
 
 @in_full_precision

@@ -2,13 +2,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
-from runs import images, loader, same_bits, snapshot, trainer
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs import images, loader, trainer
 from torch.utils.data import DataLoader
 
-from sslmodules import MoCo, SimCLR
+from sslmodules import SimCLR
 from sslmodules.callbacks import Collapse, EmbeddingWriter, OnlineKNN, Pictures
 from sslmodules.metrics import knn_scores
 
@@ -59,38 +56,6 @@ def test_collapse_is_measured_and_said_aloud(tmp_path):
     run = trainer(tmp_path, max_epochs=1, callbacks=[Collapse()])
     run.fit(method(warmup_epochs=0), loader(16), loader(16))
     assert run.callback_metrics["monitor/rank_me"] > 2
-
-
-def test_pictures_write_a_grid_of_image_and_views_and_leave_the_run_alone(tmp_path):
-    results = []
-    for callbacks in ([], [Pictures(every_n_epochs=2, images=3, min_side=20)]):
-        logger = TensorBoardLogger(tmp_path, name=f"pictures{len(callbacks)}")
-        module = method(MoCo, queue_size=16)
-        run = trainer(tmp_path, max_epochs=3, callbacks=callbacks, logger=logger, log_every_n_steps=1)
-        run.fit(module, loader(16), loader(16))
-        results.append(snapshot(module))
-    assert same_bits(*results)
-    files = sorted((tmp_path / "pictures1").rglob("*.png"))
-    assert [f.name for f in files] == ["views-step=0.png", "views-step=4.png"]
-    grid = np.asarray(Image.open(files[0]))
-    side = 32  # 16 px, doubled to reach 20
-    assert grid.shape == (3 * (side + 4) + 4, 3 * (side + 4) + 4, 3)  # three rows: image, query view, key view
-    first = images(16)[0][0].numpy().transpose(1, 2, 0).repeat(2, 0).repeat(2, 1)
-    assert np.abs(grid[4 : 4 + side, 4 : 4 + side].astype(int) - first).max() <= 1
-    events = EventAccumulator(str(tmp_path / "pictures1" / "version_0"))
-    events.Reload()
-    assert "pictures/views" in events.Tags()["images"]
-
-
-@pytest.mark.parametrize("channels", [1, 4])
-def test_pictures_of_other_channel_counts_are_drawn(channels, tmp_path):
-    class Plain(SimCLR):
-        def make_views(self, images):
-            return [images / 255.0, images / 255.0]
-
-    run = trainer(tmp_path, max_steps=1, callbacks=[Pictures()], logger=TensorBoardLogger(tmp_path))
-    run.fit(method(Plain, in_channels=channels, warmup_epochs=0), loader(8, channels=channels))
-    assert len(list(tmp_path.rglob("*.png"))) == 1
 
 
 def test_callbacks_leave_a_module_without_pictures_or_features_alone(tmp_path):

@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 GREEN, RED = (0, 158, 115), (213, 94, 0)
 GAP = 4  # px between tiles
 FRAME = 3  # px of a mark around a tile, beside the gap
+APART = 6  # px between captions, beside the gap
 LINES = 3  # of a caption, at most, unless one of its words is longer than a third
 
 
@@ -41,8 +42,8 @@ def grid(tiles: Tiles, min_side: int = 64) -> Tensor:
     font = ImageFont.load_default(min(max(width // 7, 12), 18))
     captions = list(tiles.captions)
     space = 0 if tiles.right is None else FRAME
-    cell = max([width + 2 * space, *(_least_width(caption, font) for caption in captions)])
-    texts = ["\n".join(_lines(caption, font, cell)) for caption in captions]
+    cell = max([width + 2 * space, *(APART + _least_width(caption, font) for caption in captions)])
+    texts = ["\n".join(_lines(caption, font, cell - APART)) for caption in captions]
     line = sum(font.getmetrics())
     head = GAP + line * max(text.count("\n") + 1 for text in texts) if texts else 0
     size = GAP + columns * (cell + GAP), head + GAP + rows * (height + 2 * space + GAP)

@@ -246,7 +246,7 @@ class DINOv2(SelfDistillation):
         masks = spread_block_masks(2 * len(crops), height, width, self.mask_share, self.mask_ratio)
         hidden = masks.view(-1, 2, 1, height, width).to(crops.device)
         hidden = hidden.repeat_interleave(self.patch[0], 3).repeat_interleave(self.patch[1], 4)
-        captions = [f"{caption}, masked patches in gray" for caption in shown["views"].captions]
+        captions = [f"{caption}, masked" for caption in shown["views"].captions]
         return {**shown, "views": Tiles(torch.where(hidden, 0.5, crops), captions)}
 
     # --- optimizer --------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from sslmodules import CPC
-from sslmodules.callbacks.pictures import grid
 from sslmodules.contrastive.cpc_loss import future_cross_entropy
 from sslmodules.contrastive.cpc_networks import CONTEXTS, AudioEncoder, patch_resnet
 from sslmodules.contrastive.cpc_views import overlapping_patches, random_windows
+from sslmodules.tiles import grid
 
 MODES = ("batch", "batch_excl_self", "same_sequence")
 every_mode = pytest.mark.parametrize("negatives", MODES)
@@ -268,12 +268,13 @@ def test_unknown_contexts_are_refused_with_those_there_are():
 
 
 def test_pictures_show_how_probable_the_future_was():
-    tiles = tiny().eval().pictures(sounds(4)[:][0])["predicted"]
+    shown = tiny().eval().pictures(sounds(4)[:][0])["predicted"]
+    tiles = shown.images
     assert tiles.shape == (4, 1, 1, 15, 32)  # three steps, five pixels each, and 32 latents
     assert (tiles[..., -1] == 0.5).all()  # from the last latent on nothing is predicted
     assert tiles.min() >= 0
     assert tiles.max() <= 1
-    assert grid(tiles).shape[0] == 3
+    assert grid(shown).shape[0] == 3
 
 
 def test_predictable_sounds_are_predicted(tmp_path):

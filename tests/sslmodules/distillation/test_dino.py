@@ -313,7 +313,7 @@ def test_local_crops_that_do_not_fit_are_refused_before_the_first_step(tmp_path)
 
 def test_pictures_show_global_and_local_crops():
     shown = built().eval().pictures(images(3)[:][0])
-    assert {name: tuple(tiles.shape) for name, tiles in shown.items()} == {
+    assert {name: tuple(tiles.images.shape) for name, tiles in shown.items()} == {
         "views": (3, 2, 3, 16, 16),
         "local views": (3, 2, 3, 8, 8),
     }

@@ -287,8 +287,8 @@ def test_what_does_not_fit_is_refused(kwargs, sentence):
 
 def test_pictures_show_the_masks():
     shown = built(mask_share=1.0, mask_ratio=(0.5, 0.5), mean=None, std=None).eval().pictures(images(3)[:][0])
-    grey = (shown["views"] == 0.5).all(2).float().mean((2, 3))  # (3, 2)
+    grey = (shown["views"].images == 0.5).all(2).float().mean((2, 3))  # (3, 2)
     assert grey.shape == (3, 2)
     assert (grey > 0.3).all()
     assert (grey <= 0.5).all()
-    assert shown["local views"].shape == (3, 2, 3, 8, 8)
+    assert shown["local views"].images.shape == (3, 2, 3, 8, 8)

@@ -9,7 +9,6 @@ from PIL import Image
 from runs import images, trainer
 
 from sslmodules import DINO, Rotation, cli
-from sslmodules.callbacks.pictures import grid
 from sslmodules.encoders import ViT, export_weights
 from sslmodules.evaluation import (
     activation_attention,
@@ -21,8 +20,8 @@ from sslmodules.evaluation import (
     shows_attention,
 )
 from sslmodules.evaluation.attention import principal_axes
+from sslmodules.tiles import GAP
 
-GAP = (grid(torch.zeros(1, 2, 3, 1, 1), 1).shape[1] - 1) // 2  # px around each tile
 CROPS = {"size": 16, "local_size": 8, "local_crops": 2, "hidden_dim": 16, "bottleneck_dim": 8, "output_dim": 16}
 TRANSFORMER = {
     "encoder": "vit_tiny_patch16_224",
@@ -163,11 +162,11 @@ def test_a_run_shows_what_its_teacher_looks_at(channels):
     with torch.no_grad():
         method.teacher_encoder.blocks[-1].attn.qkv.weight.mul_(20)
     shown = method.pictures(x)
-    assert shown["attention"].shape == (3, 9, channels, 16, 16)  # image, mean of 8 heads, 6 of them, mask
+    assert shown["attention"].images.shape == (3, 9, channels, 16, 16)  # image, mean of 8 heads, 6 of them, mask
     attention = class_attention(method.teacher_encoder, method.preprocess(x))
     tiles = attention_tiles(x / 255, attention)
-    torch.testing.assert_close(shown["attention"], tiles[:, [*range(8), -1]])
-    assert shown["pca"].shape == (3, 2, 3, 16, 16)
+    torch.testing.assert_close(shown["attention"].images, tiles[:, [*range(8), -1]])
+    assert shown["pca"].images.shape == (3, 2, 3, 16, 16)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

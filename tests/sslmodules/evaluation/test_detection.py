@@ -173,7 +173,7 @@ def test_it_learns_four_pictures_by_heart(tmp_path):
     t.fit(module, loader(scenes(), 4))
     found = t.validate(module, loader(scenes(), 4), verbose=False)[0]
     assert found["val/map_50"] > 0.9
-    drawn = module.pictures(*zip(*scenes(), strict=True))["detection"]
+    drawn = module.pictures(*zip(*scenes(), strict=True))["detection"].images
     assert drawn.shape == (4, 3, 3, 32, 32)
 
 

@@ -264,12 +264,12 @@ def test_a_checkpoint_needs_no_argument_and_no_other_file(tmp_path):
 def test_pictures_show_image_truth_and_prediction():
     images, masks = shapes(3)[:]
     module = built().eval()
-    drawn = module.pictures(images, masks)["segmentation"]
+    drawn = module.pictures(images, masks)["segmentation"].images
     assert drawn.shape == (3, 3, 3, 24, 24)
     torch.testing.assert_close(drawn[:, 0], images / 255)
     torch.testing.assert_close(drawn[:, 1, :, 0], drawn[:, 0, :, 0])  # what does not count is not painted
     assert not torch.allclose(drawn[:, 1, :, 1:], drawn[:, 0, :, 1:], atol=0.05)
-    assert module.pictures(images)["segmentation"].shape[1] == 2
+    assert module.pictures(images)["segmentation"].images.shape[1] == 2
 
 
 @pytest.mark.parametrize(

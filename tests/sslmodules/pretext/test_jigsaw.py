@@ -10,6 +10,7 @@ from torch import nn
 from sslmodules.pretext import jigsaw
 from sslmodules.pretext.jigsaw import Jigsaw, permuted
 from sslmodules.pretext.permutations import permutation_set
+from sslmodules.tiles import GREEN, RED
 from sslmodules.views.patches import standardize
 
 SMALL = {"encoder": "conv4", "encoder_args": {"widths": (8, 16)}, "permutations": 24, "embed_dim": 16, "hidden_dim": 32}
@@ -151,17 +152,30 @@ def test_what_cannot_work_is_refused_in_one_sentence():
         small(channel_jitter=4).check_images(real(2, 16, 16))
 
 
+def cut(picture):
+    """Frames and insides of the nine tiles of 16 px that a picture shows."""
+    cells = [picture[..., y : y + 18, x : x + 18] for y in (0, 19, 38) for x in (0, 19, 38)]
+    return torch.stack([c[..., 0, 0] for c in cells], 1), torch.stack([c[..., 1:-1, 1:-1] for c in cells], 1)
+
+
 def test_pictures_of_a_perfect_network_show_the_truth_twice(monkeypatch):
     method = small()
     monkeypatch.setattr(method, "solve", lambda tiles, puzzles: 9.0 * nn.functional.one_hot(puzzles[:, 0], 24))
-    shown = method.pictures(real(3))["puzzles"]
-    assert shown.shape == (3, 3, 3, 50, 50)
+    shown = method.pictures(real(3))["puzzles"].images
+    assert shown.shape == (3, 3, 3, 56, 56)
     assert 0 <= shown.min() <= shown.max() <= 1
-    puzzle, put_back, truth = shown.unbind(1)
+    (white, puzzle), (marks, put_back), (_, truth) = map(cut, shown.unbind(1))
     assert torch.equal(put_back, truth)
     assert not torch.equal(puzzle, truth)
-    monkeypatch.undo()
-    assert not torch.equal(*method.eval().pictures(real(3))["puzzles"].unbind(1)[1:])  # untrained
+    assert (white == 1).all()
+    assert torch.equal(marks, (torch.tensor(GREEN) / 255).expand(3, 9, 3))
+
+
+def test_pictures_mark_every_tile_that_is_put_back_in_the_wrong_place():
+    _, (marks, put_back), (_, truth) = map(cut, small().eval().pictures(real(3))["puzzles"].images.unbind(1))
+    right = (put_back == truth).flatten(2).all(2)  # (3, 9)
+    assert not right.all()
+    assert torch.equal(marks, torch.where(right[..., None], torch.tensor(GREEN), torch.tensor(RED)) / 255)
 
 
 # --- a shortcut: learned in seconds where it is open, and not where it is closed ------------------------------------

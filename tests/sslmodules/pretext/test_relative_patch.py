@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sslmodules.pretext.relative_patch import RelativePatch, neighbour_pairs
+from sslmodules.tiles import GREEN, RED
 from sslmodules.views import gaussian_blur
 from sslmodules.views.patches import project_color, standardize
 
@@ -155,29 +156,34 @@ def test_what_cannot_work_is_refused_in_one_sentence():
         small(tile=20, gap=5, jitter=0).check_images(real())
 
 
+def cut(picture):
+    """Frames and insides of the nine tiles of 16 px that a picture shows."""
+    cells = [picture[..., y : y + 18, x : x + 18] for y in (0, 19, 38) for x in (0, 19, 38)]
+    return torch.stack([c[..., 0, 0] for c in cells], 1), torch.stack([c[..., 1:-1, 1:-1] for c in cells], 1)
+
+
 def test_pictures_put_every_outer_tile_into_a_place_of_its_own():
     method = small(aberration=None, grayscale=0.0).eval()
-    shown = method.pictures(real(3))["tiles"]
-    assert shown.shape == (3, 2, 3, 50, 50)
+    shown = method.pictures(real(3))["tiles"].images
+    assert shown.shape == (3, 2, 3, 56, 56)
     assert 0 <= shown.min() <= shown.max() <= 1
-
-    def cut(picture):
-        return [picture[:, y : y + 16, x : x + 16] for y in (0, 17, 34) for x in (0, 17, 34)]
-
-    for seen, placed in shown:
-        before, after = cut(seen), cut(placed)
-        assert torch.equal(before[4], after[4])
-        assert sorted(t.sum().item() for t in before) == sorted(t.sum().item() for t in after)
+    (_, before), (_, after) = map(cut, shown.unbind(1))
+    assert torch.equal(before[:, 4], after[:, 4])
+    for seen, placed in zip(before, after, strict=True):
+        assert sorted(t.sum().item() for t in seen) == sorted(t.sum().item() for t in placed)
 
 
 def test_pictures_of_a_perfect_network_are_as_they_were(monkeypatch):
     method = small()
-    monkeypatch.setattr(method, "place", lambda tiles, first, second: 9 * torch.eye(8).expand(len(tiles), 8, 8))
-    seen, placed = method.pictures(real(2))["tiles"].unbind(1)
-    assert torch.equal(seen, placed)
-    monkeypatch.setattr(method, "place", lambda tiles, first, second: 9 * torch.eye(8).roll(1, 1).expand(2, 8, 8))
-    seen, placed = method.pictures(real(2))["tiles"].unbind(1)  # each outer tile goes to the place of the next
-    assert torch.equal(placed[:, :, :16, 17:33], seen[:, :, :16, :16])
+    for shift, color in ((0, GREEN), (1, RED)):
+        scores = 9 * torch.eye(8).roll(shift, 1).expand(2, 8, 8)
+        monkeypatch.setattr(method, "place", lambda tiles, first, second, scores=scores: scores)
+        (white, seen), (marks, placed) = map(cut, method.pictures(real(2))["tiles"].images.unbind(1))
+        assert (white == 1).all()
+        assert (marks[:, 4] == 1).all()  # the middle one is given
+        outer = [k for k in range(9) if k != 4]
+        assert torch.equal(marks[:, outer], (torch.tensor(color) / 255).expand(2, 8, 3))
+        assert torch.equal(placed[:, outer], seen[:, outer].roll(shift, 1))  # to the place of the next
 
 
 # --- shortcuts: each is learned in seconds where it is open, and not where it is closed -----------------------------

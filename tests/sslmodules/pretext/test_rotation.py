@@ -102,6 +102,8 @@ def test_pictures_turn_every_view_back_by_its_prediction():
     torch.nn.init.zeros_(method.classifier.weight)
     method.classifier.bias.data = torch.tensor([0.0, 1, 0, 0])  # always a quarter turn
     shown = method.pictures(images(3)[:][0])
-    views, upright = shown["turned upright"].chunk(2, 1)
+    tiles = shown["turned upright"]
+    views, upright = tiles.images.chunk(2, 1)
     assert views.shape == upright.shape == (3, 4, 3, 16, 16)
     assert torch.equal(upright, views.rot90(-1, (3, 4)))
+    assert tiles.right.tolist() == [[-1, -1, -1, -1, 0, 1, 0, 0]] * 3

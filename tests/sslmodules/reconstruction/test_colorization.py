@@ -320,7 +320,7 @@ def test_pictures_have_the_lightness_that_came_in_and_the_colours_that_are_predi
     torch.testing.assert_close(
         out[:, 1:], torch.tensor([20.0, 10]).view(2, 1, 1).expand_as(out[:, 1:]), rtol=0, atol=0.05
     )
-    shown = module.pictures(x)["colours"]
+    shown = module.pictures(x)["colours"].images
     assert shown.shape == (3, 3, 3, 12, 16)
     assert rgb_to_lab(shown[:, 0])[:, 1:].abs().max() < 0.1
     torch.testing.assert_close(shown[:, 1], module.colorize(x))

@@ -355,7 +355,7 @@ def test_pictures_show_the_input_the_filled_hole_and_the_truth():
     method = built(mask="region", mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2)).eval()
     x = images(4, side=20)[:][0]
     torch.manual_seed(0)
-    tiles = method.pictures(x)["inpainting"]
+    tiles = method.pictures(x)["inpainting"].images
     assert tiles.shape == (4, 3, 3, 16, 16)
     assert tiles.min() >= 0
     assert tiles.max() <= 1

@@ -233,7 +233,7 @@ def test_any_channels_and_size(channels, sides):
     assert shuffle.shape == (3, sides[0] * sides[1] // 16)
     assert method.predict(crops, shuffle).shape == (3, shuffle.shape[1], 16 * channels)
     method.loss([crops, shuffle])["loss"].backward()
-    assert method.pictures(x)["reconstruction"].shape == (3, 3, channels, *sides)
+    assert method.pictures(x)["reconstruction"].images.shape == (3, 3, channels, *sides)
 
 
 def test_bf16_scores_in_fp32():
@@ -264,7 +264,7 @@ def test_pictures_show_what_was_seen_and_the_prediction_in_its_gaps(norm_pix_los
     views = views_of(method, x)
     method.make_views = lambda images: views
     method.predict = lambda x, shuffle: torch.zeros(3, 16, 48)
-    tiles = method.pictures(x)["reconstruction"]  # (3, 3, C, H, W)
+    tiles = method.pictures(x)["reconstruction"].images  # (3, 3, C, H, W)
     seen, filled, truth = (patchify(t, (4, 4)) for t in tiles.unbind(1))
     torch.testing.assert_close(tiles[:, 2], method.denormalize(views[0]))
     for b, order in enumerate(views[1].tolist()):
@@ -282,7 +282,7 @@ def test_pictures_show_what_was_seen_and_the_prediction_in_its_gaps(norm_pix_los
     if norm_pix_loss:
         target = (target - target.mean(2, keepdim=True)) / (target.var(2, keepdim=True) + 1e-6).sqrt()
     method.predict = lambda x, shuffle: target
-    tiles = method.pictures(x)["reconstruction"]
+    tiles = method.pictures(x)["reconstruction"].images
     torch.testing.assert_close(tiles[:, 1], tiles[:, 2], rtol=1e-4, atol=1e-4)
 
 

@@ -201,18 +201,18 @@ def test_pictures_show_what_each_half_sees_and_says():
             module.lightness_from_color[-1].bias.data.fill_((71 - 50) / 50)
         x = (images(3)[:][0] / 4 + 90).to(torch.uint8)
         shown = module.pictures(x)
-        assert {k: tuple(v.shape) for k, v in shown.items()} == {
+        assert {k: tuple(v.images.shape) for k, v in shown.items()} == {
             "colours from lightness": (3, 3, 3, 16, 16),
             "lightness from colours": (3, 3, 3, 16, 16),
         }
         true = rgb_to_lab(x)
-        seen, said, truth = (rgb_to_lab(column) for column in shown["colours from lightness"].unbind(1))
+        seen, said, truth = (rgb_to_lab(column) for column in shown["colours from lightness"].images.unbind(1))
         for column in (seen, said, truth):
             torch.testing.assert_close(column[:, :1], true[:, :1], rtol=0, atol=0.1)
         assert seen[:, 1:].abs().max() < 0.1
         assert (said[:, 1:] - torch.tensor([20.0, 10]).view(2, 1, 1)).abs().max() < 0.1
         torch.testing.assert_close(truth, true, rtol=0, atol=0.1)
-        seen, said, truth = (rgb_to_lab(column) for column in shown["lightness from colours"].unbind(1))
+        seen, said, truth = (rgb_to_lab(column) for column in shown["lightness from colours"].images.unbind(1))
         assert (said[:, 0] - 71).abs().max() < 0.1
         torch.testing.assert_close(truth[:, :1], true[:, :1], rtol=0, atol=0.1)
         torch.testing.assert_close(seen[:, 1:], true[:, 1:], rtol=0, atol=0.1)

@@ -342,14 +342,14 @@ def test_pictures_have_the_targets_lightness_and_the_colours_that_are_pointed_to
     x, _ = painted(3)
     x = x[:, :, :, :12]
     module = method(size=None).eval()
-    shown = module.pictures(x)["colours"]
+    shown = module.pictures(x)["colours"].images
     assert shown.shape == (3, 4, 3, 12, 16)
     torch.testing.assert_close(shown[:, 0], x[:, 2] / 255)
     torch.testing.assert_close(shown[:, 3], x[:, 3] / 255)
     assert rgb_to_lab(shown[:, 1])[:, 1:].abs().max() < 0.1
     module.head = Given(torch.ones(3, 4, 8, 6, 8))  # all point everywhere: the mean colour of the references
     mean = rgb_to_lab(x[:, :3].flatten(0, 1))[:, 1:].unflatten(0, (3, 3)).mean((1, 3, 4))
-    colored = rgb_to_lab(module.pictures(x)["colours"][:, 2])
+    colored = rgb_to_lab(module.pictures(x)["colours"].images[:, 2])
     torch.testing.assert_close(colored[:, 1:].mean((2, 3)), mean, rtol=0, atol=0.1)
     torch.testing.assert_close(colored[:, :1], lightness(x[:, 3]), rtol=0, atol=0.1)
 

@@ -36,7 +36,8 @@ class AudioFolder(FileFolder):
         val_fraction: share held out of root, of each class if there are labels, in [0, 1); 0: no validation.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
-        on_error: a file that cannot be read is an error ("raise"), or the next one takes its place ("skip").
+        on_error: a file that cannot be read is an error ("raise"), or left out, while in training the next one takes
+            its place ("skip").
         extensions: endings of the files, in any case; None: the common ones.
         batch_size: recordings in a batch of one process; None: 64, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.

@@ -171,9 +171,16 @@ class ImageDataModule(LightningDataModule):
         """Batches in the dataset's order: all images of the test split, or else of val, or else of train."""
         return self._in_order("predict")
 
-    def _in_order(self, name: str) -> DataLoader | None:
+    def _in_order(self, name: str, batch_size: int | None = None) -> DataLoader | None:
         images = self.split(name)
-        return None if images is None else DataLoader(images, batch_size=self.batch_size, **self._loading(images))
+        if images is None:
+            return None
+        if self.trainer is not None and self.trainer.predicting and len(images) < self.trainer.world_size:
+            raise ValueError(
+                f"there are {self.trainer.world_size} processes and {len(images)} to predict on, and each needs one; "
+                f"pass devices={len(images)} (--trainer.devices {len(images)})"
+            )
+        return DataLoader(images, batch_size=batch_size or self.batch_size, **self._loading(images))
 
     def _loading(self, data: ImageSet | PairedSet) -> dict[str, Any]:
         workers = self.num_workers

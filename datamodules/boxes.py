@@ -52,16 +52,16 @@ class BoxedPictures(Dataset):
                     f"{picture} has a box of {unknown!r}, which is none of the classes {', '.join(classes[:5])}"
                     f"{', ...' if len(classes) > 5 else ''}: pass classes= with all of them"
                 )
-        self.pictures = pictures
+        self.files = pictures
         self.boxes = boxes
         self.number = {name: number for number, name in enumerate(classes)}
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         """A picture, uint8 (3, H, W), and its objects; boxes are cut to it, and left out where nothing remains."""
-        file, boxes = self.pictures[index], self.boxes[index]
+        file, boxes = self.files[index], self.boxes[index]
         image = read_picture(file, picture_size(file))
         height, width = image.shape[1:]
         corners = torch.tensor([box[:4] for box in boxes]).view(-1, 4)  # (N, 4)

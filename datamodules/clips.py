@@ -27,7 +27,7 @@ class Clips(Files):
         per_video: clips of a video.
         seed: of clips from anywhere in the video and the picture, a function of it and the number of the draw; None
             takes them evenly spread over the video and from the centre.
-        on_error: "raise" a ValueError for a video that cannot be read, or "skip" it: the next that can takes its place.
+        on_error: "raise" a ValueError for a video that cannot be read, or "skip" it, see `Files`.
 
     Example:
         >>> len(FrameClips({"a": ["a/1.png", "a/2.png"]}, ["a"], None, (32, 32), frames=2, per_video=3))

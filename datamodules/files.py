@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +15,15 @@ from torch.utils.data import Dataset
 from sslmodules.datamodules.base import ImageDataModule
 from sslmodules.datamodules.images import ImageSet
 from sslmodules.datamodules.labels import hold_out, keep_labels
+from sslmodules.distributed import gather_objects, rank
 
 ADVICE = 'repair or remove it, or pass on_error="skip"'
+NAMED = 10  # unreadable files, in the sentence that counts them
 
+# What a batch holds in the place of a file that cannot be read: the next one; that one without a label (-1), where all
+# processes need batches of one size; or nothing.
+Instead = Literal["next", "unlabeled", "nothing"]
+INSTEAD: dict[str, Instead] = {"train": "next", "labeled": "next", "predict": "nothing"}  # by split
 
 Value = TypeVar("Value")
 
@@ -52,7 +58,12 @@ class Files(Dataset):
     Args:
         files: paths.
         labels: (len(files),) or None.
-        on_error: "raise" a ValueError for a file that cannot be read, or "skip" it: the next that can takes its place.
+        on_error: "raise" a ValueError for a file that cannot be read, or "skip" it.
+
+    Attributes:
+        instead: what a batch holds in the place of a file that is skipped: the "next" one that can be read, as in
+            training; that one "unlabeled", with label -1; or "nothing". A batch of which no file can be read holds
+            another one all the same, because not every encoder takes an empty batch; see :meth:`left_out`.
 
     Example:
         >>> class Lengths(Files):
@@ -62,6 +73,8 @@ class Files(Dataset):
         (tensor([6, 5]), tensor([8, 7]))
 
     """
+
+    instead: Instead = "next"
 
     def __init__(self, files: list[str], labels: Tensor | None, on_error: str = "raise") -> None:
         self.files = files
@@ -86,25 +99,42 @@ class Files(Dataset):
         start, draw = (index, index) if isinstance(index, int) else index
         for place in range(start, start + len(self.files)):
             place %= len(self.files)
-            try:
-                item = self.read(self.files[place], draw)
-            except ValueError as error:
-                if self.on_error == "raise":
-                    raise ValueError(f"{error}: {ADVICE}") from error
-                if not self._bad[place]:
-                    self._bad[place] = True
-                    warnings.warn(f"{error}: the next file takes its place", stacklevel=2)
+            item = self._read(place, draw)
+            if item is None:
                 continue
-            return item if self.labels is None else (item, int(self.labels[place]))
+            if self.labels is None:
+                return item
+            return item, int(self.labels[place]) if place == start or self.instead == "next" else -1
         raise ValueError(f"none of the {len(self.files)} files can be read, the first is {self.files[0]}")
+
+    def _read(self, place: int, draw: int) -> Tensor | None:
+        """One file, or None where it is skipped."""
+        if self._bad[place] and self.instead == "nothing":  # what was left out once stays so, for `left_out` to be true
+            return None
+        try:
+            return self.read(self.files[place], draw)
+        except ValueError as error:
+            if self.on_error == "raise":
+                raise ValueError(f"{error}: {ADVICE}") from error
+            if not self._bad[place]:
+                self._bad[place] = True
+                what = "it is left out" if self.instead == "nothing" else "the next file takes its place"
+                warnings.warn(f"{error}: {what}", stacklevel=2)
+            return None
 
     def fetch(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """The files (B, ...) and labels (B,) at `rows`, (B,) or with the number of the draw (B, 2)."""
         items = [self[row] for row in rows.tolist()]
+        if self.instead == "nothing":
+            items = [item for item, out in zip(items, self.left_out(rows), strict=True) if not out] or items[:1]
         if self.labels is None:
             return self.stack(items), None
         tensors, labels = zip(*items, strict=True)
         return self.stack(tensors), torch.tensor(labels)
+
+    def left_out(self, rows: Tensor) -> Tensor:
+        """Which of the files at `rows` (B,) could not be read so far, in any worker: (B,) bool."""
+        return self._bad[rows]
 
     def stack(self, items: Sequence[Any]) -> Tensor:
         """One batch (B, ...) of what was read."""
@@ -130,7 +160,8 @@ class FileFolder(ImageDataModule):
         val_fraction: share held out of root, of each class if there are labels, in [0, 1); 0: no validation.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
-        on_error: a file that cannot be read is an error ("raise"), or the next one takes its place ("skip").
+        on_error: a file that cannot be read is an error ("raise"), or left out, while in training the next one takes
+            its place ("skip").
         extensions: endings of the files, in any case; None: the common ones.
         batch_size: files in a batch of one process; None: the class's default_batch_size, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
@@ -225,8 +256,7 @@ class FileFolder(ImageDataModule):
     @property
     def skipped(self) -> int:
         """Number of files that could not be read so far, over all splits and workers of this process."""
-        sets = [found.dataset for found in self._splits.values() if found is not None]
-        return len({file for dataset in sets for file in dataset.unreadable()})
+        return len(self._unreadable())
 
     def files(self, split: str) -> list[str]:
         """The files of a split ("train", "val", "test", "predict"), in the order of its items."""
@@ -273,8 +303,24 @@ class FileFolder(ImageDataModule):
             chosen, _ = keep_labels(labels, stays, self.label_fraction, "drop", self.seed)
         return self._set([files[i] for i in chosen.tolist()], labels[chosen], split) if len(chosen) else None
 
+    def teardown(self, stage: str) -> None:
+        """Say which files could not be read in a run, in any of its processes."""
+        if self.on_error == "raise":
+            return
+        bad = sorted({file for found in gather_objects(self._unreadable()) for file in found}, key=_natural)
+        if bad and rank() == 0:
+            what = "others took their place" if stage == "fit" else "left out"
+            more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+            print(f"{len(bad)} file{'s' * (len(bad) > 1)} could not be read, {what}: {', '.join(bad[:NAMED])}{more}")
+
+    def _unreadable(self) -> list[str]:
+        sets = [found.dataset for found in self._splits.values() if found is not None]
+        return list(dict.fromkeys(file for dataset in sets for file in dataset.unreadable()))
+
     def _set(self, files: list[str], labels: Tensor, split: str) -> ImageSet:
-        return ImageSet(self.dataset(files, labels if (labels >= 0).any() else None, split))
+        dataset = self.dataset(files, labels if (labels >= 0).any() else None, split)
+        dataset.instead = INSTEAD.get(split, "unlabeled")
+        return ImageSet(dataset)
 
     def _list(self, argument: str) -> tuple[list[str], Tensor]:
         """All files below a folder and their labels, -1 without."""

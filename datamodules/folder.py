@@ -1,11 +1,13 @@
 """Any folder of pictures as a DataModule: decoded in the workers, all cut to one size."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from sslmodules.datamodules.files import FileFolder
+from sslmodules.datamodules.images import ImageSet
 from sslmodules.datamodules.pictures import EXTENSIONS, Pictures, common_size, height_and_width
+from sslmodules.datamodules.whole import WholePictures
 
 
 class ImageFolder(FileFolder):
@@ -27,7 +29,8 @@ class ImageFolder(FileFolder):
         val_fraction: share held out of root, of each class if there are labels, in [0, 1); 0: no validation.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
-        on_error: a file that cannot be read is an error ("raise"), or the next one takes its place ("skip").
+        on_error: a file that cannot be read is an error ("raise"), or left out, while in training the next one takes
+            its place ("skip").
         extensions: endings of picture files, in any case; None: the common ones.
         batch_size: images in a batch of one process; None: 256, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.
@@ -98,6 +101,23 @@ class ImageFolder(FileFolder):
         self.size = size
         self.mode = mode
         self._shape: tuple[int, int] | None = None
+
+    def predict_dataloader(self) -> Any:
+        """Batches in the order of the files; or, for a module that predicts something of places, whole pictures.
+
+        These come one by one. ``module.predicts_on`` says so: "whole" pictures are scaled until their shorter side is
+        that of the squares that other modules see; those at "full size" only if `size` was given.
+        """
+        module = None if self.trainer is None else self.trainer.lightning_module
+        reads = getattr(module, "predicts_on", "squares")
+        squares = self.split("predict")
+        if reads == "squares" or squares is None:
+            return super().predict_dataloader()
+        held: Pictures = squares.dataset
+        side = self.size if reads == "full size" else min(held.shape)
+        whole = WholePictures(held.files, held.labels, side, self.mode, self.on_error)
+        self._splits["whole"] = ImageSet(whole)
+        return self._in_order("whole", 1)
 
     def dataset(self, files: list[str], labels: Tensor | None, split: str) -> Pictures:
         """The pictures, decoded to one size."""

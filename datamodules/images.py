@@ -1,5 +1,6 @@
 """From any map-style dataset to batches of uint8 images."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,27 @@ class ImageSet(Dataset):
     def in_memory(self) -> bool:
         """Whether workers would only cost time."""
         return isinstance(self.dataset, TensorImages)
+
+    @property
+    def files(self) -> list[str]:
+        """The file of each item, or [] where they lie in none."""
+        files = getattr(self.dataset, "files", [])
+        return files if self.indices is None else [files[row] for row in self.indices.tolist() if files]
+
+    def left_out(self, indices: Sequence[int]) -> Tensor:
+        """Which items (B,) could not be read so far, and are no part of a batch of these `indices`."""
+        if not hasattr(self.dataset, "left_out"):
+            return torch.zeros(len(indices), dtype=torch.bool)
+        rows = torch.as_tensor(indices)
+        return self.dataset.left_out(rows if self.indices is None else self.indices[rows])
+
+    def unlabeled_instead(self) -> "ImageSet":
+        """This set, with a label of -1 for what stands in the place of a file that cannot be read."""
+        if getattr(self.dataset, "instead", "unlabeled") == "unlabeled":
+            return self
+        dataset = copy.copy(self.dataset)
+        dataset.instead = "unlabeled"
+        return ImageSet(dataset, self.indices, self.labels, self.drop_labels)
 
     def __len__(self) -> int:
         return len(self.dataset if self.indices is None else self.indices)

@@ -1,6 +1,7 @@
 """Pictures with masks of class numbers, for semantic segmentation: folders as of VOC, CamVid or ADE20K."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,14 +41,14 @@ class MaskedPictures(Dataset):
         ignore: int | None = None,
         first_class: int = 0,
     ) -> None:
-        self.pictures = pictures
+        self.files = pictures
         self.masks = masks
         self.num_classes = num_classes
         self.ignore = ignore
         self.first_class = first_class
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """A picture and its mask.
@@ -57,7 +58,7 @@ class MaskedPictures(Dataset):
                 sentence names the file.
 
         """
-        picture, file = self.pictures[index], self.masks[index]
+        picture, file = self.files[index], self.masks[index]
         image = read_picture(picture, picture_size(picture))
         mask = read_mask(file, self.num_classes, self.ignore, self.first_class)
         if mask.shape != image.shape[1:]:
@@ -150,6 +151,10 @@ class MaskFolder(SplitDataModule):
         self.lists = lists
         self.ignore = ignore
         self.first_class = first_class
+
+    def predict_dataloader(self) -> Any:
+        """Pictures one by one, in the dataset's order: none is filled up to the size of another."""
+        return self._in_order("predict", 1)
 
     def dataset(self, name: str) -> MaskedPictures:
         """The pictures of a split and their masks."""

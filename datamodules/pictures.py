@@ -30,7 +30,7 @@ class Pictures(Files):
         labels: (len(files),) or None.
         shape: height and width.
         mode: "RGB" or "L".
-        on_error: "raise" a ValueError for a file that cannot be read, or "skip" it: the next that can takes its place.
+        on_error: "raise" a ValueError for a file that cannot be read, or "skip" it, see `Files`.
 
     Example:
         >>> len(Pictures(["a.png", "b.png"], None, (32, 32)))

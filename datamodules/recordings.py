@@ -25,7 +25,7 @@ class Recordings(Files):
         sample_rate: of the tensors, in Hz; files of another are resampled.
         window: T in samples; None gives whole recordings, those of a batch padded with zeros to the longest.
         seed: of windows anywhere in the recording, a function of it and the number of the draw; None cuts the middle.
-        on_error: "raise" a ValueError for a file that cannot be read, or "skip" it: the next that can takes its place.
+        on_error: "raise" a ValueError for a file that cannot be read, or "skip" it, see `Files`.
 
     Example:
         >>> len(Recordings(["a.wav", "b.flac"], None, sample_rate=16_000, window=20_480))

@@ -62,6 +62,11 @@ class SplitDataModule(ImageDataModule):
         name = self.names.get(split)
         return None if name is None else ImageSet(self.dataset(name))
 
+    def files(self, split: str) -> list[str]:
+        """The pictures of a split ("train", "val", "test", "predict"), in the order of its items."""
+        found = self.split(split)
+        return [] if found is None else found.files
+
     def require_split(self, *paths: str | None) -> None:
         """Raise a ValueError where none of the paths tells the splits apart though there are several."""
         several = any(self.names[split] not in (None, self.names["train"]) for split in ("val", "test"))

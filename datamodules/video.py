@@ -38,8 +38,8 @@ class VideoDataModule(FileFolder):
             validation.
         label_fraction: share of each class that keeps its labels in training, in (0, 1].
         unlabeled: what becomes of the others: "keep" them with label -1, or "drop" them.
-        on_error: a video that cannot be read or is too short is an error ("raise"), or the next one takes its place
-            ("skip").
+        on_error: a video that cannot be read or is too short is an error ("raise"), or left out, while in training
+            the next one takes its place ("skip").
         extensions: endings of the files, in any case; None: the common ones.
         batch_size: clips in a batch of one process; None: 32, or all if there are fewer.
         num_workers: None: the processors of this process less one, at most 8.

@@ -70,6 +70,15 @@ def all_reduced(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
     return x
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Return what every process holds, any picklable object, in the order of the ranks."""
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def first_to_fail() -> bool:
     """Return whether this process is the first of the run that asks: the one whose error is the cause of the others'.
 

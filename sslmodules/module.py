@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -91,6 +91,9 @@ class SSLModule(LightningModule):
     # probes that end a run then look at every stage
     validation_measure: ClassVar[str | None] = None  # which metric of held-out images, lower being better, tells the
     # best epoch where there are no labels; None: none does, as losses between views fall without better features
+
+    # What ImageFolder yields in `predict`: central squares, whole pictures near the size of these, or at full size.
+    predicts_on: ClassVar[Literal["squares", "whole", "full size"]] = "squares"
 
     momentum: float | None = None  # of the teachers, where there are momentum_pairs; see MomentumUpdate
     momentum_rises: bool = True  # towards 1 by a cosine over the run

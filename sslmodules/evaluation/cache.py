@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from sslmodules.callbacks.features import labeled_part
+from sslmodules.datamodules.images import ImageSet
 from sslmodules.evaluation.base import Evaluation
 from sslmodules.evaluation.features import Features, evenly
 from sslmodules.evaluation.files import locked, replacing
@@ -24,7 +25,7 @@ SAMPLED = 32  # images of a data set that stand for all
 def in_order(loader: Any, max_images: int | None = None) -> DataLoader:
     """A loader of the same images from the first to the last, or of so many of them, evenly spaced.
 
-    Labeled images that ride along with others are taken in their place.
+    Labeled images that ride along with others are taken in their place. Files that cannot be read have no label.
 
     Args:
         loader: of a map-style dataset.
@@ -43,6 +44,8 @@ def in_order(loader: Any, max_images: int | None = None) -> DataLoader:
             f"{type(loader).__name__} has no dataset with places, so that no images can be chosen from it; pass a "
             "DataModule whose loaders have a map-style dataset"
         )
+    if isinstance(dataset, ImageSet):
+        dataset = dataset.unlabeled_instead()
     chosen = Subset(dataset, evenly(len(dataset), len(dataset) if max_images is None else max_images))
     batch_size = getattr(loader, "batch_size", None) or 256
     workers = loader.num_workers

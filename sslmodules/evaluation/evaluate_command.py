@@ -135,6 +135,9 @@ def evaluate(
     files = report.finish(lambda content: {"report.md": markdown(content), "report.html": html(content, report.folder)})
     print("\n" + plain_table(summary(report.content), list(report.content["encoders"])))
     print(*files, sep="\n")
+    for read in (data, transfer):
+        if read is not None:
+            read.teardown("validate")  # say which files could not be read
     return report.content
 
 

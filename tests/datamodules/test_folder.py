@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from sslmodules.datamodules import ImageFolder
 from sslmodules.datamodules.pictures import common_size, list_pictures, read_picture
+from sslmodules.evaluation.cache import in_order
 
 
 def picture(path, size=(16, 12), mode="RGB", value=200, **options):
@@ -135,7 +137,7 @@ def test_a_file_that_is_no_picture_is_named_before_training(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_skipping_takes_the_next_and_counts_each_file_once_over_all_workers(tmp_path, workers):
+def test_prediction_leaves_bad_files_out_and_counts_each_once_over_all_workers(tmp_path, workers):
     numbered(tmp_path, 8)
     for name in ("3.png", "4.png", "7.png"):
         (tmp_path / name).write_text("no picture")
@@ -143,14 +145,78 @@ def test_skipping_takes_the_next_and_counts_each_file_once_over_all_workers(tmp_
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            assert values(data.predict_dataloader()) == [0, 1, 2, 5, 5, 5, 6, 0]
+            assert values(data.predict_dataloader()) == [0, 1, 2, 5, 6]
     assert data.skipped == 3
     if workers == 0:
         named = [str(warning.message) for warning in caught if "cannot be read" in str(warning.message)]
         assert len(named) == 3
         assert all(name in text for name, text in zip(("3.png", "4.png", "7.png"), named, strict=True))
-    sum(1 for _ in data.train_dataloader())
+    assert len([value for batch in data.train_dataloader() for value in batch]) == 8  # the next ones take their places
     assert data.skipped == 3
+
+
+def test_a_batch_of_bad_files_alone_holds_another_that_counts_as_left_out(tmp_path):
+    numbered(tmp_path, 6)
+    for name in ("2.png", "3.png"):
+        (tmp_path / name).write_text("no picture")
+    data = ImageFolder(str(tmp_path), batch_size=2, val_fraction=0, num_workers=0, on_error="skip")
+    with pytest.warns(UserWarning, match="it is left out"):
+        assert [values([batch]) for batch in data.predict_dataloader()] == [[0, 1], [4], [4, 5]]
+    assert data.split("predict").left_out(range(6)).tolist() == [False, False, True, True, False, False]
+
+
+def test_in_validation_a_bad_file_has_no_label_and_in_training_the_next_has_its_own(tmp_path):
+    for kind in ("cat", "dog"):
+        numbered(tmp_path / kind, 4)
+    (tmp_path / "cat" / "3.png").write_text("no picture")  # the next is a dog
+    data = ImageFolder(
+        str(tmp_path), str(tmp_path), labels=True, batch_size=8, val_fraction=0, num_workers=0, on_error="skip"
+    )
+    with pytest.warns(UserWarning, match="the next file takes its place"):
+        ((images, labels),) = data.val_dataloader()
+    assert labels.tolist() == [0, 0, 0, -1, 1, 1, 1, 1]
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+    with pytest.warns(UserWarning, match="the next file takes its place"):
+        ((_, labels),) = data.train_dataloader()
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1, 1, 1]
+    ((_, labels),) = in_order(data.train_dataloader())  # to evaluate on
+    assert labels.tolist() == [0, 0, 0, -1, 1, 1, 1, 1]
+
+
+def test_whole_pictures_come_one_by_one_for_a_module_that_asks_for_them(tmp_path):
+    sizes = [(30, 20), (12, 48), (16, 16)]
+    for i, size in enumerate(sizes):
+        picture(tmp_path / f"{i}.png", size)
+    found = {}
+    for reads in ("squares", "whole", "full size"):
+        data = ImageFolder(str(tmp_path), size=None if reads == "full size" else 8, batch_size=3, num_workers=0)
+        data.trainer = SimpleNamespace(
+            lightning_module=SimpleNamespace(predicts_on=reads), num_devices=1, world_size=1, predicting=True
+        )
+        found[reads] = [tuple(batch.shape) for batch in data.predict_dataloader()]
+    assert found["squares"] == [(3, 3, 8, 8)]
+    assert found["whole"] == [(1, 3, 8, 12), (1, 3, 32, 8), (1, 3, 8, 8)]
+    assert found["full size"] == [(1, 3, h, w) for w, h in sizes]
+
+
+def test_more_processes_than_files_to_predict_on_are_refused_in_one_sentence(tmp_path):
+    data = ImageFolder(str(numbered(tmp_path, 2)), batch_size=3, num_workers=0)
+    data.trainer = SimpleNamespace(lightning_module=None, num_devices=3, world_size=3, predicting=True)
+    with pytest.raises(ValueError, match=r"there are 3 processes and 2 to predict on.* \(--trainer\.devices 2\)"):
+        data.predict_dataloader()
+
+
+def test_the_end_of_a_run_says_which_files_could_not_be_read(tmp_path, capsys):
+    numbered(tmp_path, 14)
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_text("no picture")
+    data = ImageFolder(str(tmp_path), batch_size=7, val_fraction=0, num_workers=0, on_error="skip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert values(data.predict_dataloader()) == [12, 12, 13]
+    data.teardown("predict")
+    assert f"12 files could not be read, left out: {tmp_path}/0.png, " in (said := capsys.readouterr().out)
+    assert said.endswith("/9.png and 2 more\n")
 
 
 def test_a_folder_of_corrupt_files_only_is_an_error_also_when_skipping(tmp_path):

@@ -21,7 +21,7 @@ from sslmodules.reconstruction.decoder import Decoder
 from sslmodules.reconstruction.fitting import fit_before_training
 from sslmodules.tiles import Tiles
 from sslmodules.views import RandomResizedCrop, Resize, to_float
-from sslmodules.views.lab import lab_to_rgb, lightness, rgb_to_lab
+from sslmodules.views.lab import lab_to_rgb, lightness, rgb_to_lab, with_colors
 
 STRIDE = 4  # of the pixels whose colour is predicted
 MAX_IMAGES = 4096  # that colours are counted in
@@ -71,6 +71,7 @@ class Colorization(SSLModule):
     reads_map = True
     specialised = True
     validation_measure = "loss"
+    predicts_on = "whole"
 
     prior: Tensor
     prior_images: Tensor
@@ -194,34 +195,61 @@ class Colorization(SSLModule):
     # --- for the eye ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def colorize(self, images: Tensor) -> Tensor:
-        """Colour images: their own lightness with the colours that are predicted for it. In eval mode, as predicting.
+    def colors(self, images: Tensor) -> Tensor:
+        """Predict the colors of whole images from their lightness. In eval mode, as predicting.
 
-        Where the module has a ``size``, the network sees the whole image resized to it. Colours that sRGB does not have
-        at that lightness are clamped.
+        With a ``size``, the network sees the image scaled until its shorter side has it. The aspect ratio stays, up to
+        whole patches; for encoders that take squares alone (such as Swin transformers) the image is squashed to one.
 
         Args:
-            images: (B, 3, H, W) as a loader yields them; grey ones have equal channels.
+            images: (B, 3, H, W) as a loader yields them; gray ones have equal channels.
+
+        Returns:
+            a and b in units of L*a*b*, fp32 (B, 2, ⌈h/4⌉, ⌈w/4⌉) of the size h, w that the network saw.
+        """
+        rgb = to_float(self._undo(images))
+        height, width = self._seen(*rgb.shape[-2:])
+        if (height, width) != rgb.shape[-2:]:
+            rgb = Resize((height, width))(rgb)
+        h = self.encode_map(scaled_lightness(lightness(rgb)))
+        logits = self.decoder(h, (-(-height // STRIDE), -(-width // STRIDE)))
+        return annealed_mean(logits, self.temperature)
+
+    def _seen(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which the network sees an image."""
+        patches = getattr(self.encoder, "patch_embed", None)
+        if getattr(patches, "strict_img_size", False):
+            return patches.img_size
+        scale = 1.0 if self.size is None else self.size / min(height, width)
+        h, w = getattr(patches, "patch_size", (1, 1))
+        return max(1, round(scale * height / h)) * h, max(1, round(scale * width / w)) * w
+
+    def colorize(self, images: Tensor) -> Tensor:
+        """Color images: their own lightness with the colors that :meth:`colors` predicts.
+
+        Args:
+            images: (B, 3, H, W) as a loader yields them.
 
         Returns:
             fp32 (B, 3, H, W) in [0, 1].
         """
-        rgb = to_float(self._undo(images))
-        x = lightness(rgb if self.size is None else Resize(self.size)(rgb))
-        height, width = x.shape[-2:]
-        logits = self.decoder(self.encode_map(scaled_lightness(x)), (-(-height // STRIDE), -(-width // STRIDE)))
-        ab = annealed_mean(logits, self.temperature)  # (B, 2, H/4, W/4)
-        ab = F.interpolate(ab, rgb.shape[-2:], mode="bilinear", align_corners=False)
-        return lab_to_rgb(torch.cat([lightness(rgb), ab], 1))
+        return with_colors(self._undo(images), self.colors(images))
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
-        """``"features"`` and ``"labels"``, and ``"pictures"`` (B, 3, H, W) in [0, 1], coloured.
+        """``"features"`` of the central squares, ``"labels"``, ``"colors"`` of the whole images, and ``"pictures"``.
 
-        :class:`~sslmodules.callbacks.PictureWriter` writes these to disk.
+        The last are the images in these colors, (B, 3, H, W) in [0, 1]. For images that were read from files,
+        :class:`~sslmodules.callbacks.PictureWriter` puts the colors onto the pictures at their full size.
         """
-        predicted = super().predict_step(batch, batch_idx, dataloader_idx)
-        images: Any = unpack(batch).images
-        return {**predicted, "pictures": self.colorize(images)}
+        images, labels, _ = unpack(batch)
+        if images is None:
+            return super().predict_step(batch, batch_idx, dataloader_idx)  # and its sentence
+        side = min(images.shape[-2:])
+        top, left = ((length - side) // 2 for length in images.shape[-2:])
+        square = images[..., top : top + side, left : left + side]
+        predicted = super().predict_step([square, labels], batch_idx, dataloader_idx)
+        colors = self.colors(images)
+        return {**predicted, "colors": colors, "pictures": with_colors(self._undo(images), colors)}
 
     def pictures(self, images: Tensor) -> dict[str, Tiles]:
         """Show one row per image: its lightness, all that the network sees; the predicted colors; the true ones."""

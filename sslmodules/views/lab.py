@@ -6,6 +6,7 @@ layers. The 3x3 matrices are written as sums of channels: neither bf16 autocast 
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sslmodules.precision import in_full_precision
 from sslmodules.views.precision import to_float
@@ -17,6 +18,9 @@ RGB_FROM_XYZ = (
     (0.05564663913517716, -0.20404133836651123, 1.0573110696453443),
 )
 WHITE = (0.95047, 1.0, 1.08883)
+STRIP = (
+    256  # rows that are computed at a time, because a photograph of 50 megapixels takes 600 MB for each intermediate
+)
 
 
 @in_full_precision
@@ -82,6 +86,29 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     # Both branches of a `where` send their gradient back, so the power is kept away from 0, where it has none.
     bright = 1.055 * linear.clamp(min=0.0031308).pow(1 / 2.4) - 0.055
     return torch.where(linear > 0.0031308, bright, 12.92 * linear).clamp(0, 1)
+
+
+def with_colors(images: Tensor, ab: Tensor) -> Tensor:
+    """Return images with their own lightness and other colors, which are enlarged to the size of the images.
+
+    Args:
+        images: (B, 3, H, W), uint8 or float in [0, 1].
+        ab: a and b, (B, 2, h, w) in units of L*a*b*.
+
+    Returns:
+        fp32 (B, 3, H, W) in [0, 1]; colors that sRGB does not have at that lightness are clamped.
+
+    Example:
+        >>> gray = torch.full((1, 3, 4, 6), 0.5)
+        >>> rgb_to_lab(with_colors(gray, torch.full((1, 2, 1, 1), 20.0)))[0, :, 0, 0].round()
+        tensor([53., 20., 20.])
+    """
+    ab = F.interpolate(ab.float(), images.shape[-2:], mode="bilinear", align_corners=False)
+    out = torch.empty(images.shape, device=images.device)
+    for top in range(0, images.shape[2], STRIP):
+        rows = slice(top, top + STRIP)
+        out[:, :, rows] = lab_to_rgb(torch.cat([lightness(images[:, :, rows]), ab[:, :, rows]], 1))
+    return out
 
 
 def _require_three(images: Tensor, what: str) -> None:

@@ -326,9 +326,34 @@ def test_pictures_have_the_lightness_that_came_in_and_the_colours_that_are_predi
     torch.testing.assert_close(shown[:, 1], module.colorize(x))
     torch.testing.assert_close(shown[:, 2], x / 255)
     predicted = module.predict_step([x, torch.arange(3)], 0)
-    assert predicted.keys() == {"features", "labels", "pictures"}
+    assert predicted.keys() == {"features", "labels", "colors", "pictures"}
     torch.testing.assert_close(predicted["pictures"], module.colorize(x))
     torch.testing.assert_close(predicted["features"], module(x))
+
+
+SMALL_VIT = {"patch_size": 4, "depth": 1, "embed_dim": 24, "num_heads": 2}
+SMALL_SWIN = {"img_size": 16, "window_size": 2, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "kwargs", "seen"),
+    [
+        ("conv4", {}, [(16, 24), (33, 16), (16, 16)]),
+        ("vit_tiny_patch16_224", SMALL_VIT, [(16, 24), (32, 16), (16, 16)]),
+        ("swin_tiny_patch4_window7_224", SMALL_SWIN, [(16, 16)] * 3),
+    ],
+    ids=["conv4", "vit", "swin"],
+)
+def test_whole_images_are_seen_near_the_training_size_in_their_own_shape(encoder, kwargs, seen):
+    module = method(encoder=encoder, encoder_args=kwargs, size=16).eval()
+    shapes = [(40, 60), (63, 31), (9, 9)]
+    assert [module._seen(*shape) for shape in shapes] == seen
+    for shape, (h, w) in zip(shapes, seen, strict=True):
+        x = torch.rand(1, 3, *shape)
+        assert module.colors(x).shape == (1, 2, -(-h // 4), -(-w // 4))
+        assert module.colorize(x).shape == x.shape
+    module = method(size=None)
+    assert module._seen(13, 20) == (13, 20)
 
 
 def test_grey_images_with_undone_normalisation_are_coloured_alike():

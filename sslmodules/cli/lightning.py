@@ -9,20 +9,23 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from sslmodules.as_trained import read_as_trained
 from sslmodules.callbacks import (
+    BoxWriter,
     Collapse,
     EmbeddingProjector,
     EmbeddingWriter,
     Interruption,
     LastCheckpoint,
+    MaskWriter,
     OnlineKNN,
     OnlineLinearProbe,
     Pictures,
     PictureWriter,
+    PredictionWriter,
 )
 from sslmodules.checkpoint_io import AtomicCheckpointIO
 from sslmodules.cli.arguments import completed, going_on
@@ -58,7 +61,10 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(LearningRateMonitor, "learning_rate_monitor")
         parser.add_lightning_class_args(EmbeddingWriter, "embeddings")
         parser.add_lightning_class_args(EmbeddingProjector, "projector")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(PictureWriter, "predicted")
+        parser.add_lightning_class_args(MaskWriter, "masks")
+        parser.add_lightning_class_args(BoxWriter, "boxes")
         parser.set_defaults({"checkpoint.filename": "best"})
 
     def instantiate_classes(self) -> None:
@@ -169,6 +175,11 @@ class CLI(LightningCLI):
                 print(f"to go on          {going_on(subcommand, self.typed, short(end.checkpoint))}", flush=True)
             raise
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Keep no predictions in memory: the callbacks write them."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | {"return_predictions": False} if subcommand == "predict" else kwargs
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is: the model of a checkpoint was filled in before parsing."""
 
@@ -187,10 +198,13 @@ def run(name: str, args: list[str]) -> None:
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10},
+        # predict writes what it was asked for and no logs
+        trainer_defaults={"max_epochs": 100, "log_every_n_steps": 10}
+        | ({"logger": False} if name == "predict" else {}),
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_class=TrainerParser,
+        save_config_callback=None if name == "predict" else SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
         args=None if from_shell else complete,
     )

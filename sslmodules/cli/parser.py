@@ -27,7 +27,14 @@ COMMON = {
     "last_checkpoint": ["train_time_interval"],
     "learning_rate_monitor": [],
 }
-WRITERS = ("embeddings", "predicted", "projector")  # callbacks that `predict` alone makes use of
+WRITERS = (
+    "boxes",
+    "embeddings",
+    "masks",
+    "predicted",
+    "predictions",
+    "projector",
+)  # callbacks that `predict` alone makes use of
 SUBCLASSES = re.compile(r",\s*known\s+subclasses:.*(?=\))", re.DOTALL)
 
 

@@ -1,7 +1,7 @@
 """What the supervised evaluations share: a pretrained encoder, labels, and classifiers that validation images judge."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -11,18 +11,25 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MultilabelAveragePrecision
 
 from sslmodules.batch import unpack
-from sslmodules.callbacks.features import number_of_classes
+from sslmodules.callbacks.features import frozen, number_of_classes
 from sslmodules.distillation.base import SelfDistillation
 from sslmodules.distributed import all_reduced, world_size
 from sslmodules.encoders import layers, load_weights, without_pretrained_weights
 from sslmodules.evaluation.classifiers import mean_of_occurring
 from sslmodules.hyperparameters import class_path, is_plain
-from sslmodules.inputs import input_format
+from sslmodules.inputs import as_list, input_format, to_images
 from sslmodules.loading import built, method_class, naming, own_checkpoint
 from sslmodules.module import SSLModule
 from sslmodules.optim import layer_scales, split_groups
 from sslmodules.tiles import Tiles
 from sslmodules.views import RandomResizedCrop, to_float
+
+
+class ClassProbability(NamedTuple):
+    """A class of an image, and how probable it is, in [0, 1]."""
+
+    name: str
+    probability: float
 
 
 class Evaluation(SSLModule):
@@ -40,6 +47,7 @@ class Evaluation(SSLModule):
         encoder_args: further arguments of a named encoder, such as ``{"drop_path_rate": 0.1}``; beside a ``ckpt`` they
             come on top of those of its encoder.
         num_classes: C; None takes ``num_classes`` of the DataModule.
+        class_names: names of the classes, for what is predicted; None takes ``classes`` of the DataModule.
         multi_label: labels are (B, C) of 0 and 1 (binary cross-entropy, mean average precision), and not (B,) numbers
             of classes (cross-entropy, accuracy), of which those below 0 do not count.
         min_scale: smallest share of an image's area that the random crop of training covers.
@@ -69,6 +77,7 @@ class Evaluation(SSLModule):
         encoder: str | nn.Module | None = None,
         encoder_args: dict[str, Any] | None = None,
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
         multi_label: bool = False,
         min_scale: float = 0.08,
         in_channels: int = 3,
@@ -103,7 +112,10 @@ class Evaluation(SSLModule):
         self.held = held  # class and arguments of the method, as plain data
         self.input_kind, self.input_format = method.input_kind, method.input_format
         self.feature_dim = method.feature_dim
-        self.num_classes = num_classes
+        if class_names is not None and num_classes not in (None, len(class_names)):
+            raise ValueError(f"num_classes is {num_classes}, but class_names are {len(class_names)}; name each class")
+        self.num_classes = num_classes if class_names is None else len(class_names)
+        self.class_names = None if class_names is None else list(class_names)
         self.multi_label = multi_label
         self.view = RandomResizedCrop(size, (min_scale, 1.0), flip=0.5) if self.input_kind == "image" else None
         self.heads, self.val_metrics, self.test_metrics = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -175,11 +187,41 @@ class Evaluation(SSLModule):
         """What the best classifier says of images as a loader yields them, (B, C)."""
         return self.scores(self.preprocess(images)).index_select(1, self.best.view(1))[:, 0]
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities (B, C) of logits (B, C); they add up to 1, unless an image may have several classes."""
+        return logits.float().sigmoid() if self.multi_label else logits.float().softmax(1)
+
+    def classify(self, pictures: Any, k: int = 5, batch_size: int = 64) -> list[list[ClassProbability]]:
+        """Return the most probable classes of pictures, in eval mode; the module stays as it was.
+
+        Args:
+            pictures: files, PIL images, arrays or tensors, one or several; see :func:`~sslmodules.inputs.to_images`.
+            k: how many classes, at most as many as there are.
+            batch_size: how many pictures are read and classified at a time.
+
+        Returns:
+            For each picture ``(name, probability)`` of its classes, the most probable first.
+
+        Raises:
+            ValueError: no picture, or one that cannot be read or does not fit.
+
+        >>> from sslmodules import LinearProbe
+        >>> probe = LinearProbe(encoder="conv4", class_names=["cat", "dog"])
+        >>> [best] = probe.classify(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), k=1)
+        >>> best[0].name in ("cat", "dog"), 0.5 <= best[0].probability <= 1
+        (True, True)
+        """
+        items = as_list(self, pictures)
+        with frozen(self):
+            batches = (to_images(self, items[i : i + batch_size]) for i in range(0, len(items), batch_size))
+            found = torch.cat([self.probabilities(self.logits(images)) for images in batches])
+        best, names = found.topk(min(k, found.shape[1]), 1), self.names()
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [[ClassProbability(names[n], p) for n, p in zip(*pair, strict=True)] for pair in pairs]
+
     def names(self) -> list[str]:
-        """Names of the classes by the DataModule, else their numbers."""
-        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
-        names = getattr(data, "classes", None) or []
-        return names if len(names) == self.num_classes else [str(number) for number in range(self.num_classes or 0)]
+        """Names of the classes; their numbers where nobody has named them."""
+        return self.class_names or [str(number) for number in range(self.num_classes or 0)]
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -222,9 +264,10 @@ class Evaluation(SSLModule):
         return self._step(batch, stage, f"{stage} {dataloader_idx} {batch_idx}")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
-        """``"features"`` (B, D) of a batch and its ``"labels"`` or None, and ``"logits"`` (B, C)."""
+        """``"features"`` (B, D) of a batch, its ``"labels"`` or None, ``"logits"`` and ``"probabilities"`` (B, C)."""
         out = super().predict_step(batch, batch_idx, dataloader_idx)
-        return {**out, "logits": self.logits(unpack(batch).images)}  # type: ignore[arg-type]
+        logits = self.logits(unpack(batch).images)  # type: ignore[arg-type]
+        return {**out, "logits": logits, "probabilities": self.probabilities(logits)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups by layer-wise rate: 1 for the final norm and what stands on the encoder."""
@@ -287,11 +330,14 @@ class Evaluation(SSLModule):
     # --- the run ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Ask the DataModule for the number of classes where it was left out."""
+        """Ask the DataModule for number and names of the classes where they were left out."""
         if self.num_classes is None:
             self.num_classes = number_of_classes(self.trainer, None, type(self).__name__)
             self.hparams["num_classes"] = self.num_classes  # a checkpoint has no DataModule to ask
             self.build()
+        classes = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        if self.class_names is None and classes and len(classes) == self.num_classes:
+            self.class_names = self.hparams["class_names"] = [str(name) for name in classes]
 
     def on_fit_start(self) -> None:
         """Switch to training mode, which a Trainer leaves as it finds it."""

@@ -20,6 +20,8 @@ class DenseEvaluation(Evaluation):
         kwargs: of :class:`~sslmodules.evaluation.base.Evaluation`.
     """
 
+    predicts_on = "full size"
+
     def __init__(self, ckpt: str | None, *, train_encoder: bool, layer_decay: float, **kwargs: Any) -> None:
         super().__init__(ckpt, **kwargs)
         self.method.size = None  # it would cut the centre out of images
@@ -40,6 +42,13 @@ class DenseEvaluation(Evaluation):
     def patch(self) -> tuple[int, int]:
         """Height and width of which the sides of what the encoder eats are multiples; (1, 1) without patches."""
         return getattr(getattr(self.encoder, "patch_embed", None), "patch_size", (1, 1))
+
+    def classify(self, pictures: Any, k: int = 5, batch_size: int = 64) -> Any:
+        """Refuse: an image as a whole has no class here."""
+        raise NotImplementedError(
+            f"{type(self).__name__} says something of places in an image and not of the whole; sslmodules predict "
+            "writes it as masks or boxes"
+        )
 
     def report(self, stage: str, values: Any) -> None:
         """Log what the metric has come to."""

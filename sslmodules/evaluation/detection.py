@@ -204,9 +204,10 @@ class Detection(DenseEvaluation):
         return out
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """``"predicted"``: what is found in each of a batch's images."""
-        images = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch[0], Tensor) else batch
-        return {"predicted": self.detect(images)}
+        """``"boxes"``: what is found in each of a batch's images; ``"sizes"`` (B, 2), height and width of these."""
+        first = batch[0]
+        images = batch if isinstance(first, Tensor) and first.ndim == 3 else first  # without targets, or with
+        return {"boxes": self.detect(images), "sizes": torch.tensor([image.shape[1:] for image in images])}
 
     # --- measuring --------------------------------------------------------------------------------------------------
 

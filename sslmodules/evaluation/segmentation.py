@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchvision.utils import draw_segmentation_masks
 
 from sslmodules.callbacks.features import frozen
+from sslmodules.callbacks.predicted import class_colors
 from sslmodules.datamodules.masks import IGNORED
 from sslmodules.distributed import all_reduced, world_size
 from sslmodules.encoders import stage_maps
@@ -153,9 +154,9 @@ class SemanticSegmentation(DenseEvaluation):
         return out
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """``"predicted"`` (B, H, W), the classes of a batch's pixels."""
+        """``"masks"`` (B, H, W), the classes of a batch's pixels."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        return {"predicted": self.logits(images).argmax(1)}
+        return {"masks": self.logits(images).argmax(1)}
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
@@ -181,7 +182,7 @@ class SemanticSegmentation(DenseEvaluation):
 
     def _painted(self, images: Tensor, masks: Tensor) -> Tensor:
         classes = torch.arange(self.num_classes or 0, device=masks.device)[:, None, None]
-        colors = [f"hsl({137 * number % 360}, 100%, 50%)" for number in range(len(classes))]
+        colors = class_colors(len(classes))
         pairs = zip(images.expand(-1, 3, -1, -1), masks, strict=True)
         return torch.stack([draw_segmentation_masks(x, m == classes, OPACITY, colors) for x, m in pairs])
 

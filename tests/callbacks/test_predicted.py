@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +9,15 @@ import torch
 from lightning.pytorch import LightningModule
 from PIL import Image
 from runs import images, loader, trainer
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from sslmodules import SimCLR, cli
-from sslmodules.callbacks import EmbeddingWriter, PictureWriter
+from sslmodules import Colorization, SemanticSegmentation, SimCLR, cli
+from sslmodules.callbacks import EmbeddingWriter, MaskWriter, PictureWriter
 from sslmodules.datamodules import ImageFolder
-from sslmodules.reconstruction.colorization import Colorization
+from sslmodules.reconstruction.color_bins import color_bins
+from sslmodules.storage import StorageError
 from sslmodules.views.lab import rgb_to_lab
 
 SMALL = {"encoder": "conv4", "encoder_args": {"widths": (8, 16)}}
@@ -147,14 +149,92 @@ def test_grey_photographs_are_coloured_from_the_command_line(capsys):
         assert after[:, 1:].abs().amax() > 2
 
 
-def test_several_processes_share_a_folder_without_meeting():
-    x, paths = images(6)[:][0], []
-    for rank in range(2):
-        writer = PictureWriter("out")
-        run = SimpleNamespace(world_size=2, global_rank=rank)
-        for part in x[rank::2].split(2):  # as Lightning deals images out
-            writer.write_on_batch_end(run, None, {"pictures": part / 255}, None, None, 0, 0)
-        paths.append(sorted(Path("out").iterdir()))
-    assert [p.name for p in paths[0]] == ["000000.png", "000002.png", "000004.png"]
-    assert [p.name for p in paths[1]] == [f"{i:06d}.png" for i in range(6)]
-    assert all((read(p) == x[i].permute(1, 2, 0).numpy()).all() for i, p in enumerate(paths[1]))
+def test_photographs_are_coloured_at_their_full_size_and_shape():
+    """The network sees 16 px, and whatever ``size`` the loader has, the picture keeps its own; upright, all of it."""
+    module = Colorization(**SMALL, width=16, size=16).eval()
+    nn.init.zeros_(module.decoder.last.weight)
+    module.decoder.last.bias.data.fill_(-100.0)
+    module.decoder.last.bias.data[int((color_bins() - torch.tensor([20.0, 10])).norm(dim=1).argmin())] = 0.0
+    Path("photos").mkdir()
+    for name, shape in (("wide", (60, 200)), ("tall", (150, 90))):
+        pixels = np.random.default_rng(1).integers(60, 190, (*shape, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"photos/{name}.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # lies on its side
+    Image.fromarray(pixels).save("photos/turned.png", exif=turned)
+    data = ImageFolder("photos", size=32, batch_size=4, num_workers=0)
+    trainer(".", callbacks=[PictureWriter("out"), EmbeddingWriter("e.npz")]).predict(module, datamodule=data)
+    assert read("out/turned.png").shape == (90, 150, 3)
+    for name in ("wide", "tall"):
+        before, after = (
+            torch.from_numpy(read(f"{f}/{name}.png")).permute(2, 0, 1)[None] / 255 for f in ("photos", "out")
+        )
+        assert after.shape == before.shape
+        before, after = rgb_to_lab(before), rgb_to_lab(after)
+        assert (before - after)[:, 0].abs().max() < 1
+        assert (after[:, 1:] - torch.tensor([20.0, 10]).view(2, 1, 1)).abs().max() < 2
+    with np.load("e.npz") as saved:
+        assert saved["features"].shape == (3, 16)
+
+
+def test_a_colour_lies_where_the_network_has_seen_it():
+    """The left third of a wide photograph is bright: colours that follow the lightness end where it does."""
+    pixels = np.full((60, 180, 3), 80, dtype=np.uint8)
+    pixels[:, :60] = 170
+    Path("photos").mkdir()
+    Image.fromarray(pixels).save("photos/1.png")
+
+    class Bright(Colorization):
+        def colors(self, images):
+            x = F.adaptive_avg_pool2d(images.float(), (10, 30))[:, :1]
+            return torch.cat([x - 120, 0 * x], 1) / 2
+
+    module = Bright(**SMALL, width=16, size=16)
+    data = ImageFolder("photos", size=24, batch_size=4, num_workers=0)
+    trainer(".", callbacks=[PictureWriter("out")]).predict(module, datamodule=data)
+    a = rgb_to_lab(torch.from_numpy(read("out/1.png")).permute(2, 0, 1)[None] / 255)[0, 1]
+    assert (a[:, :54] > 15).all()
+    assert (a[:, 66:] < -15).all()
+
+
+def test_a_file_that_cannot_be_read_has_no_picture_and_shifts_no_other():
+    for i in range(5):
+        write(f"photos/{i}.png", i)
+    Path("photos/2.png").write_text("no picture")
+    data = ImageFolder("photos", batch_size=2, num_workers=0, on_error="skip")
+    with pytest.warns(UserWarning, match="left out"):
+        trainer(".", callbacks=[PictureWriter("out"), EmbeddingWriter("e.npz")]).predict(Inverted(), datamodule=data)
+    assert sorted(p.name for p in Path("out").iterdir()) == ["0.png", "1.png", "3.png", "4.png"]
+    assert all((read(f"photos/{i}.png") == 255 - read(f"out/{i}.png")).all() for i in (0, 1, 3, 4))
+    with np.load("e.npz") as saved:
+        assert saved["files"].tolist() == [f"photos/{i}.png" for i in (0, 1, 3, 4)]
+        np.testing.assert_array_equal(saved["features"][2].reshape(3, 8, 8), read("photos/3.png").transpose(2, 0, 1))
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence_at_the_first_batch():
+    Path("taken").write_text("a file")
+    with pytest.raises(StorageError, match=r"taken/1\.png cannot be written"):
+        predicted(["1.png", "2.png"], folder="taken")
+
+
+def test_masks_have_the_size_of_their_pictures_and_a_palette():
+    module = SemanticSegmentation(encoder="conv4", encoder_args={"widths": (8, 16)}, class_names=["sky", "sea", "sand"])
+    module.eval().heads[0][1].bias.data = torch.tensor([0.0, 0.0, 9.0])
+    for name, shape in (("wide", (20, 50)), ("tall", (33, 17))):
+        Path("photos").mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)).save(
+            f"photos/{name}.png"
+        )
+    logits = module.logits(torch.from_numpy(read("photos/tall.png")).to(torch.uint8).permute(2, 0, 1)[None])
+    for size, folder in ((None, "own"), (8, "small")):
+        data = ImageFolder("photos", size=size, batch_size=4, num_workers=0)
+        trainer(".", callbacks=[MaskWriter(folder), EmbeddingWriter()]).predict(module, datamodule=data)
+        for name, shape in (("wide", (20, 50)), ("tall", (33, 17))):
+            mask = Image.open(f"{folder}/{name}.png")
+            assert (mask.mode, mask.size) == ("P", shape[::-1])
+            assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
+        assert Path(folder, "classes.txt").read_text() == "sky\nsea\nsand\n"
+    mask = Image.open("own/tall.png")
+    assert (np.asarray(mask) == logits[0].argmax(0).numpy()).all()
+    assert mask.getpalette()[:6] == [255, 0, 0, 0, 255, 72]
+    assert not Path("embeddings.npz").exists()

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from sslmodules import storage
-from sslmodules.storage import StorageError, atomic_write, check_writable, remove_unfinished
+from sslmodules.storage import StorageError, atomic_path, atomic_write, check_writable, remove_unfinished
 
 
 def write(path, data):
@@ -51,6 +51,21 @@ def test_until_the_block_ends_the_old_file_is_there(tmp_path):
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_what_opens_a_path_by_itself_replaces_a_file_whole_or_not_at_all(small_disk):
+    target = small_disk / "new" / "a"
+    with atomic_path(target) as path:
+        path.write_bytes(b"old")
+        assert not target.exists()
+    with pytest.raises(StorageError, match=r"a cannot be written \(No space left on device\).* is whole"):  # noqa: SIM117
+        with atomic_path(target) as path:
+            path.write_bytes(b"x" * 2_000_000)
+    with pytest.raises(KeyError), atomic_path(target) as path:
+        path.write_bytes(b"new")
+        raise KeyError
+    assert target.read_bytes() == b"old"
+    assert os.listdir(small_disk / "new") == ["a"]
 
 
 def test_bytes_are_on_the_disk_before_the_name_is(tmp_path, monkeypatch):

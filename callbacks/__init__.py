@@ -3,6 +3,7 @@
 from sslmodules.callbacks.boxes import BoxWriter
 from sslmodules.callbacks.collapse import Collapse
 from sslmodules.callbacks.embeddings import EmbeddingProjector, EmbeddingWriter
+from sslmodules.callbacks.finite import FiniteLoss, NotFiniteError
 from sslmodules.callbacks.interruption import Interruption
 from sslmodules.callbacks.knn import OnlineKNN
 from sslmodules.callbacks.last_checkpoint import LastCheckpoint
@@ -21,12 +22,14 @@ __all__ = [
     "EmbeddingProjector",
     "EmbeddingWriter",
     "FeatureQueue",
+    "FiniteLoss",
     "Interruption",
     "LastCheckpoint",
     "LearningRate",
     "MaskWriter",
     "Milestones",
     "MomentumUpdate",
+    "NotFiniteError",
     "OnlineKNN",
     "OnlineLinearProbe",
     "PictureWriter",

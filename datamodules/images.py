@@ -95,9 +95,11 @@ class ImageSet(Dataset):
 
     @property
     def files(self) -> list[str]:
-        """The file of each item, or [] where they lie in none."""
+        """The file of each item, or [] where items are no files."""
         files = getattr(self.dataset, "files", [])
-        return files if self.indices is None else [files[row] for row in self.indices.tolist() if files]
+        if len(files) != len(self.dataset) or self.indices is None:
+            return files if len(files) == len(self.dataset) else []
+        return [files[row] for row in self.indices.tolist()]
 
     def left_out(self, indices: Sequence[int]) -> Tensor:
         """Which items (B,) could not be read so far, and are no part of a batch of these `indices`."""

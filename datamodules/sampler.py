@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from sslmodules.datamodules.images import ImageSet, PairedSet
+
 
 class ResumableSampler(DistributedSampler):
     """Shuffled indices, one share a process, that continue where they were stopped.
@@ -152,3 +154,13 @@ class ResumableLoader(DataLoader):
         self.epoch = state_dict["epoch"]
         self.position = state_dict["position"] // getattr(self.sampler, "num_replicas", 1)
         self._resumed = True
+
+    def files_of(self, state_dict: dict[str, int]) -> list[str]:
+        """The files of the last batch that was delivered before a `state_dict`; none where the images are no files."""
+        images = self.dataset.images if isinstance(self.dataset, PairedSet) else self.dataset
+        if not isinstance(self.sampler, ResumableSampler) or not isinstance(images, ImageSet):
+            return []
+        stop = state_dict["position"] // self.sampler.num_replicas
+        start = (stop - 1) // self.batch_size * self.batch_size  # type: ignore[operator]
+        rows = self.sampler.order(state_dict["epoch"])[start:stop].tolist() if images.files else []
+        return [images.files[row] for row in rows]

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from sslmodules.batch import InputKind, check_clips, check_images, check_sound, unpack
 from sslmodules.callbacks.features import frozen
+from sslmodules.callbacks.finite import FiniteLoss
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
@@ -372,7 +373,7 @@ class SSLModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Give the callbacks that the method needs, apart from those whose like the Trainer already has."""
-        needed: list[Callback] = [MomentumUpdate()] if self.momentum_pairs else []
+        needed: list[Callback] = [FiniteLoss(), *([MomentumUpdate()] if self.momentum_pairs else [])]
         needed += [QueueUpdate()] if self.queue is not None else []
         present = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
         return [c for c in needed if not any(isinstance(p, type(c)) for p in present)]
@@ -468,7 +469,14 @@ class SSLModule(LightningModule):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the class, for :func:`load`, the seed, the training data's format, and batches without a step yet."""
+        """Note the class, for :func:`load`, the seed, the training data's format, and batches without a step yet.
+
+        Raises:
+            NotFiniteError: the losses so far or the weights are not finite.
+        """
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FiniteLoss):  # Lightning does not ask callbacks where weights alone are saved
+                callback.check(self.trainer, self)
         checkpoint["sslmodules"] = {
             "class_path": class_path(type(self)),
             "seed": self._seed,

@@ -98,3 +98,10 @@ def test_a_pair_measures_what_one_process_does_on_all_images(ranks, name, tmp_pa
     assert any(value > 0 for value in first["values"].values())
     for measure, value in first["values"].items():
         assert run.callback_metrics[measure] == pytest.approx(value, abs=1e-6), measure
+
+
+def test_both_processes_stop_at_the_same_batch_and_say_which_of_them_met_the_loss_that_is_not_finite(ranks):
+    first, second = (found["diverged"] for found in ranks)
+    assert first == second
+    assert first["batches"] == 3
+    assert first["sentence"].startswith("the loss is nan at batch 1 of epoch 0 (optimizer step 2, process 1);")

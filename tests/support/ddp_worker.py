@@ -16,7 +16,8 @@ from runs import EXAMPLES, snapshot, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from sslmodules.callbacks import OnlineKNN, OnlineLinearProbe
+from sslmodules import SimCLR
+from sslmodules.callbacks import NotFiniteError, OnlineKNN, OnlineLinearProbe
 from sslmodules.contrastive.moco import MoCo
 from sslmodules.distributed import gather, rank, world_size
 from sslmodules.module import SSLModule
@@ -126,6 +127,29 @@ def evaluated(name: str, folder: Path) -> dict:
     return {"state": snapshot(module), "values": values}
 
 
+class Diverges(SimCLR):
+    """SimCLR whose loss is spoiled in the second batch of the second process."""
+
+    batches = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        out = super().training_step(batch, batch_idx)
+        self.batches += 1
+        return {**out, "loss": out["loss"] * (torch.nan if (batch_idx, rank()) == (1, 1) else 1)}
+
+
+def diverged(folder: Path) -> dict:
+    """Batches until the end of a run that reads its losses every third batch, and what it says."""
+    torch.manual_seed(0)
+    data, module = EXAMPLES["image"](32), Diverges("conv4", encoder_args={"widths": (8, 16)}, warmup_epochs=0)
+    run = trainer(folder, devices=2, strategy="ddp", max_epochs=2, log_every_n_steps=3)
+    try:
+        run.fit(module, DataLoader(data, 4, sampler=DistributedSampler(data, 2, rank())))
+    except NotFiniteError as error:
+        return {"batches": module.batches, "sentence": str(error)}
+    return {"batches": module.batches, "sentence": ""}
+
+
 def main(folder: Path) -> None:
     found: dict = {}
     for name in METHODS:
@@ -148,6 +172,7 @@ def main(folder: Path) -> None:
     for name in METHODS:
         found[name]["fitted"] = fitted(name, folder)
     found["evaluations"] = {name: evaluated(name, folder) for name in EVALUATIONS}
+    found["diverged"] = diverged(folder)
     assert isinstance(METHODS["MoCo"](), MoCo)
     torch.save(found, folder / f"rank{rank()}.pt")
 

@@ -3,14 +3,41 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
+
+
+class Prototypes(nn.Module):
+    """Weight-normed Linear without bias: row k of its weight is ``gain[k]`` times the unit vector of ``direction[k]``.
+
+    As :func:`torch.nn.utils.parametrizations.weight_norm` of a Linear, which cannot be pickled.
+
+    Args:
+        in_dim: D.
+        output_dim: K, number of rows; they start with gain 1 and the directions of a Linear.
+
+    >>> Prototypes(3, 5)(torch.zeros(2, 3)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(self, in_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(output_dim, 1))
+        self.direction = nn.Linear(in_dim, output_dim, bias=False).weight  # (K, D)
+
+    @property
+    def weight(self) -> Tensor:
+        """(K, D)."""
+        return torch._weight_norm(self.direction, self.gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to scores (..., K)."""
+        return F.linear(x, self.weight)
 
 
 class DINOHead(nn.Module):
     """MLP with GELU to a bottleneck of unit length, then scores against K prototypes (Caron et al. 2021, appendix C).
 
-    The prototypes are a Linear without bias whose rows are weight-normed with gain 1, so a score is a cosine. Linears
-    of the MLP start as truncated normals of std 0.02. ``copy.deepcopy`` makes a teacher of it at any time.
+    The prototypes are weight-normed with gain 1, so a score is a cosine. Linears of the MLP start as truncated normals
+    of std 0.02.
 
     Args:
         in_dim: length of the representation.
@@ -55,11 +82,8 @@ class DINOHead(nn.Module):
                 nn.init.trunc_normal_(part.weight, std=0.02)
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
-        # The parametrised form: the older nn.utils.weight_norm cannot be copied once it has run.
-        self.prototypes = weight_norm(nn.Linear(bottleneck_dim, output_dim, bias=False))
-        gain = self.prototypes.parametrizations.weight.original0  # (K, 1)
-        nn.init.ones_(gain)
-        gain.requires_grad_(train_gain)
+        self.prototypes = Prototypes(bottleneck_dim, output_dim)
+        self.prototypes.gain.requires_grad_(train_gain)
 
     def project(self, x: Tensor) -> Tensor:
         """(..., in_dim) representations to unit vectors (..., bottleneck_dim), fp32 or wider."""

@@ -1,6 +1,8 @@
 """What every method must stand: one list, the same tests."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -246,6 +248,17 @@ def test_checkpoint_loads_without_arguments(name, tmp_path):
         assert type(again) is type(method)
         assert same_bits(snapshot(method), snapshot(again))
         assert dict(again.hparams) == dict(method.hparams)
+
+
+@every_method
+def test_a_trained_method_can_be_copied_and_pickled(name, tmp_path):
+    method, images = built(name), data(name, 4)[:][0]
+    trainer(tmp_path, max_steps=1).fit(method, batches(name))
+    method.trainer = None  # which copies have not either: temperatures go by its step
+    views = method.eval().make_views(images)
+    for again in (copy.deepcopy(method), pickle.loads(pickle.dumps(method))):
+        assert torch.equal(again(images), method(images))
+        assert torch.equal(again.loss(views)["loss"], method.loss(views)["loss"])
 
 
 @every_method

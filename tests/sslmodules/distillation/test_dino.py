@@ -79,7 +79,7 @@ def test_gradient_reaches_all_of_the_student_but_the_gain_and_nothing_of_the_tea
     method = built({**recipe, "encoder_args": {**recipe["encoder_args"]}}).train()
     method.encoder.eval()  # no drop path: every block has a gradient
     method.loss(views_of(method))["loss"].backward()
-    gain = method.head.prototypes.parametrizations.weight.original0
+    gain = method.head.prototypes.gain
     without = {id(gain)} | {id(p) for _, teacher in method.momentum_pairs for p in teacher.parameters()}
     for name, p in method.named_parameters():
         assert (p.grad is None) == (id(p) in without), name

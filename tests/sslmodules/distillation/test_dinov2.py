@@ -207,7 +207,7 @@ def test_rates_fall_by_layer_and_for_the_patch_projection_more():
     assert found[id(vit.norm.weight)] == (1.0, False, False)
     for head in (method.head, method.patch_head):
         assert found[id(head.mlp[0].weight)] == (1.0, True, False)
-        assert found[id(head.prototypes.parametrizations.weight.original1)] == (1.0, True, True)
+        assert found[id(head.prototypes.direction)] == (1.0, True, True)
 
 
 class Rates(Callback):

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from sslmodules.datamodules.files import FileFolder
-from sslmodules.datamodules.recordings import EXTENSIONS, Recordings, common_rate, require_soundfile
+from sslmodules.datamodules.recordings import EXTENSIONS, RATES, Recordings, common_rate, require_soundfile
 
 
 class AudioFolder(FileFolder):
@@ -47,7 +47,8 @@ class AudioFolder(FileFolder):
     Raises:
         ImportError: at once, if soundfile is not installed.
         FileNotFoundError: at once, if a folder does not exist.
-        ValueError: at once, for a window below 1 or an expression of another number of groups; from `prepare_data` or
+        ValueError: at once, for a window below 1, a rate outside 1 kHz to 768 kHz or an expression of another number of
+            groups; from `prepare_data` or
             `setup`, if a folder holds no recording or its classes do not fit; while loading, also in workers, if a file
             cannot be read and on_error="raise".
 
@@ -110,6 +111,8 @@ class AudioFolder(FileFolder):
         self.save_hyperparameters(ignore=["labels"] if callable(labels) else [], logger=False)
         if window < 1:
             raise ValueError(f"window is {window}, expected a number of samples")
+        if sample_rate is not None and not RATES[0] <= sample_rate <= RATES[1]:
+            raise ValueError(f"sample_rate is {sample_rate:,}, expected {RATES[0]:,} to {RATES[1]:,} Hz")
         if isinstance(labels, str) and labels != "folder" and re.compile(labels).groups != 1:
             raise ValueError(
                 f'labels is {labels!r}; expected "folder", or a regular expression with one group (...) that finds the '

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -359,7 +360,8 @@ class FileFolder(ImageDataModule):
 def list_files(root: str, extensions: Sequence[str]) -> list[str]:
     """All files below a folder with one of the endings, in natural order; hidden files and folders are left out.
 
-    Links to folders are followed, each folder once.
+    Links to folders are followed, each folder once. Pipes, sockets and devices are no files whatever they are called:
+    opening one may wait for ever.
     """
     found: list[tuple[list[tuple[int, int, str]], str]] = []
     seen = set()
@@ -373,8 +375,17 @@ def list_files(root: str, extensions: Sequence[str]) -> list[str]:
         for name in names:
             if not name.startswith(".") and name.lower().endswith(tuple(extensions)):
                 path = os.path.join(folder, name)
-                found.append((_natural(os.path.relpath(path, root)), path))
+                if not _is_special(path):
+                    found.append((_natural(os.path.relpath(path, root)), path))
     return [path for _, path in sorted(found)]
+
+
+def _is_special(path: str) -> bool:
+    """Whether a path is a pipe, a socket or a device; not so a broken link, which an error names when it is read."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:

@@ -14,6 +14,7 @@ from sslmodules.datamodules.files import Files, common
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".au")
 USUAL_RATE = 16_000  # of speech
+RATES = (1_000, 768_000)  # Hz; a header that says otherwise is broken, and resampling from it would fill the memory
 
 
 class Recordings(Files):
@@ -70,13 +71,14 @@ def read_recording(file: str, sample_rate: int, window: int | None = None, place
         place: of the window, in [0, 1): 0 at the beginning of the recording, towards 1 at its end.
 
     Raises:
-        ValueError: if the file cannot be read as a recording, or holds no sample; the sentence names it.
+        ValueError: if the file cannot be read as a recording, holds no sample or one that is not finite, or has a rate
+            outside 1 kHz to 768 kHz; the sentence names it.
 
     """
     soundfile = require_soundfile()
     try:
         with soundfile.SoundFile(file) as sound:
-            rate = sound.samplerate
+            rate = required_rate(sound.samplerate)
             if len(sound) == 0:
                 raise ValueError("it holds no sample")
             if window is not None and rate == sample_rate:
@@ -84,6 +86,8 @@ def read_recording(file: str, sample_rate: int, window: int | None = None, place
                 samples = sound.read(window, dtype="float32", always_2d=True)
             else:
                 samples = sound.read(dtype="float32", always_2d=True)
+        if not np.isfinite(samples).all():
+            raise ValueError("it holds samples that are NaN or infinite")
     except (RuntimeError, OSError, ValueError) as error:  # libsndfile's are RuntimeErrors
         raise ValueError(f"{file} cannot be read as a recording ({type(error).__name__}: {error})") from error
     samples = samples.mean(1)
@@ -119,9 +123,21 @@ def sample_rate_of(file: str) -> int:
 
     """
     try:
-        return require_soundfile().info(file).samplerate
-    except RuntimeError as error:
+        return required_rate(require_soundfile().info(file).samplerate)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as a recording ({type(error).__name__}: {error})") from error
+
+
+def required_rate(rate: int) -> int:
+    """The rate.
+
+    Raises:
+        ValueError: outside 1 kHz to 768 kHz.
+
+    """
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"its sample rate is {rate:,} Hz, expected {RATES[0]:,} to {RATES[1]:,}")
+    return rate
 
 
 def require_soundfile() -> Any:

@@ -214,6 +214,29 @@ def test_a_broken_file_is_named_or_skipped_and_counted(tmp_path):
         AudioFolder(str(tmp_path), **{**options, "sample_rate": None}).setup("fit")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_not_finite_are_a_broken_file(tmp_path, value):
+    samples = np.linspace(-0.5, 0.5, 40)
+    samples[20] = value
+    file = str(recording(tmp_path / "1.wav", samples, subtype="FLOAT"))
+    for rate, window in ((RATE, None), (RATE, 8), (RATE // 2, 8)):
+        with pytest.raises(ValueError, match=r"1.wav cannot be read .* samples that are NaN or infinite"):
+            read_recording(file, rate, window)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])
+def test_a_rate_that_no_recording_has_is_a_broken_file_and_asks_for_no_memory(tmp_path, rate):
+    file = recording(tmp_path / "1.wav", ramp(40))
+    header = bytearray(file.read_bytes())
+    header[24:28] = rate.to_bytes(4, "little")
+    file.write_bytes(header)
+    for read in (lambda: read_recording(str(file), RATE), lambda: common_rate([str(file)])):
+        with pytest.raises(ValueError, match=rf"1.wav cannot be read .* {rate:,} Hz, expected 1,000 to 768,000"):
+            read()
+    with pytest.raises(ValueError, match=r"sample_rate is .* expected 1,000 to 768,000 Hz"):
+        AudioFolder(str(tmp_path), sample_rate=rate)
+
+
 def test_a_folder_without_recordings_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no recording \(\.wav, \.flac"):
         AudioFolder(str(tmp_path)).prepare_data()

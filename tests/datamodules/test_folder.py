@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import socket
 import warnings
 from types import SimpleNamespace
 
@@ -65,6 +66,18 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (root / "link").symlink_to(tmp_path / "elsewhere")
     (root / "loop").symlink_to(root)
     assert len(list_pictures(str(root))) == 2
+
+
+def test_pipes_sockets_and_devices_are_no_pictures_and_a_broken_link_is_an_error(tmp_path):
+    files = numbered(tmp_path, 3)
+    os.mkfifo(files / "pipe.png")
+    (files / "zero.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as open_socket:
+        open_socket.bind(str(files / "socket.png"))
+    assert list_pictures(str(files)) == [str(files / f"{number}.png") for number in range(3)]
+    (files / "gone.png").symlink_to(files / "removed.png")
+    with pytest.raises(ValueError, match="gone.png cannot be read"):
+        ImageFolder(str(files), num_workers=0).setup("fit")
 
 
 def test_exif_turns_the_picture_upright(tmp_path):

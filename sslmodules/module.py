@@ -123,7 +123,8 @@ class SSLModule(LightningModule):
         save_init_arguments(self)
         if in_channels != 3 and mean is not None and len(mean) == 3:
             raise ValueError(
-                f"in_channels is {in_channels} but mean and std are those of 3 channels; pass mean and std of your data"
+                f"in_channels is {in_channels} but mean and std are of 3 channels; pass mean and std of your data: "
+                f"{in_channels} numbers each, or None for neither"
             )
         self.queue = None
         self.projector = None

@@ -21,7 +21,7 @@ from sslmodules.contrastive.cpc_views import overlapping_patches, random_windows
 from sslmodules.encoders import pool, stage_maps
 from sslmodules.module import SSLModule
 from sslmodules.tiles import Tiles
-from sslmodules.views import grayscale
+from sslmodules.views import grayscale, has_colors
 from sslmodules.views.patches import RandomSquareCrop
 
 Score = Literal["dot", "mean"]
@@ -275,7 +275,7 @@ class CPC(SSLModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Take the colours away where there are to be none, subtract the mean and divide by the std."""
-        return super().normalize(grayscale(images) if self.gray else images)
+        return super().normalize(grayscale(images) if self.gray and has_colors(images) else images)
 
     def check_batch(self, batch: Any) -> None:
         """Refuse sequences that are too short to predict, besides what no method can train on."""

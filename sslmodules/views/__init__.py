@@ -5,7 +5,14 @@ recipes. Images are uint8 or float in [0, 1], (B, C, H, W); views are fp32.
 """
 
 from sslmodules.views.block_masks import block_masks, spread_block_masks
-from sslmodules.views.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, grayscale
+from sslmodules.views.color import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    grayscale,
+    has_colors,
+)
 from sslmodules.views.corruptions import CORRUPTIONS, Corruption
 from sslmodules.views.geometry import GaussianBlur, RandomResizedCrop, Resize, random_boxes
 from sslmodules.views.jitter import ColorJitter, RandomGrayscale
@@ -52,6 +59,7 @@ __all__ = [
     "denormalize",
     "gaussian_blur",
     "grayscale",
+    "has_colors",
     "horizontal_flip",
     "identity",
     "lab_to_rgb",

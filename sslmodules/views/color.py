@@ -4,6 +4,8 @@ None is a matrix product, so that neither bf16 autocast nor TF32 can round the c
 """
 
 import math
+import warnings
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,13 +17,29 @@ def require_color(images: Tensor, what: str) -> None:
     """Refuse images that have neither one channel nor three.
 
     Raises:
-        ValueError: With what to set instead.
+        ValueError: With what was found.
     """
     if images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"{what} got images of {images.shape[1]} channels; expected 3 (RGB) or 1: "
-            "for other images set saturation=0, hue=0 and the probability of grayscale to 0."
-        )
+        raise ValueError(f"{what} got images of {images.shape[1]} channels; expected 3 (RGB) or 1.")
+
+
+def has_colors(images: Tensor) -> bool:
+    """Return whether images are RGB, or grey, which colour operations leave as they are; other channels are warned of.
+
+    Once for each number of channels, however many views leave something out.
+    """
+    if images.shape[1] in (1, 3):
+        return True
+    _warn_of(images.shape[1])
+    return False
+
+
+@lru_cache
+def _warn_of(channels: int) -> None:
+    warnings.warn(
+        f"views of {channels} channels: saturation, hue and grayscale, which need RGB, are left out",
+        stacklevel=2,
+    )
 
 
 def _luma(images: Tensor) -> Tensor:

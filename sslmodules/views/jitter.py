@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from sslmodules.views.color import blend_, blend_one_, grayscale, require_color, rotate_hue_
+from sslmodules.views.color import blend_, blend_one_, grayscale, has_colors, rotate_hue_
 from sslmodules.views.transforms import Params, Transform, chance, on_chosen, require_probability, uniform
 
 # The operations by torchvision's numbers.
@@ -22,12 +22,12 @@ class ColorJitter(Transform):
     Args:
         brightness: Not negative, as the two after it.
         contrast: For images of other than 1 or 3 channels, grey is the mean over the channels.
-        saturation: Must be 0 for images of other than 1 or 3 channels, as hue; images of one channel have neither.
+        saturation: Left out, as hue, for images of other than 3 channels; of other than 1 or 3 with a warning.
         hue: In [0, 0.5].
         p: Probability for each image.
 
     Raises:
-        ValueError: For arguments out of range; when called, for a number of channels that has no saturation or hue.
+        ValueError: For arguments out of range.
 
     Example:
         >>> ColorJitter(brightness=1.0, p=1.0)(torch.full((3, 4, 4), 0.5)).unique().numel()
@@ -84,8 +84,9 @@ class ColorJitter(Transform):
 
     def apply_params(self, images: Tensor, params: Params) -> Tensor:
         """Return the images, those in `mask` jittered."""
-        if self.saturation or self.hue:
-            require_color(images, "ColorJitter")
+        if (self.saturation or self.hue) and not has_colors(images):
+            factors = params["factors"].index_fill(1, torch.tensor(SATURATION), 1.0)
+            params = self.steps(params["mask"], params["order"], factors)
         if images.device.type == "cpu" and images[0].numel() >= LARGE:
             return self._apply_one_by_one(images, params)
         # Sorted by the number of blends before the hue, most first and the untouched last, every step is due for a
@@ -129,10 +130,7 @@ class ColorJitter(Transform):
 
 
 class RandomGrayscale(Transform):
-    """Make each image grey (in as many channels) with probability p.
-
-    Raises:
-        ValueError: When called with p above 0 and images of other than 1 or 3 channels.
+    """Make each image grey (in as many channels) with probability p; left out, with a warning, for other than RGB.
 
     Example:
         >>> RandomGrayscale(p=1.0)(torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)).flatten()
@@ -149,6 +147,6 @@ class RandomGrayscale(Transform):
 
     def apply_params(self, images: Tensor, params: Params) -> Tensor:
         """Return the images, those in `mask` grey."""
-        if self.p > 0:
-            require_color(images, "RandomGrayscale")
+        if self.p > 0 and not has_colors(images):
+            return images
         return on_chosen(images, params["mask"], grayscale)

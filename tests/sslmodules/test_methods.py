@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from sslmodules import (
 from sslmodules.callbacks import Collapse, MomentumUpdate, OnlineKNN, OnlineLinearProbe, QueueUpdate
 from sslmodules.datamodules import LabeledDataModule
 from sslmodules.module import NOT_METRICS
+from sslmodules.views import ColorJitter, RandomGrayscale, color
 
 # Methods whose task has right and wrong answers.
 ACCURACIES = {
@@ -391,6 +393,34 @@ def refuses(name, batch, sentence, tmp_path):
         trainer(tmp_path, max_steps=1, enable_checkpointing=True).fit(method, DataLoader(batch, 8))
     assert same_bits(before, snapshot(method))
     assert not list(tmp_path.rglob("*"))
+
+
+def refused(name, **kwargs):
+    try:
+        built(name, **kwargs)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+@pytest.mark.parametrize("name", [name for name in METHODS if kind(name) != "sound"])
+def test_any_number_of_channels_trains_or_is_refused_with_advice(name, channels, tmp_path):
+    said = refused(name, in_channels=channels)
+    if "learns from the colours of RGB images" in said:
+        return
+    advice = {"mean": None, "std": None} if "pass mean and std of your data" in said else {}
+    advice |= {"aberration": None} if "pass aberration=None" in said else {}
+    method = built(name, in_channels=channels, **advice)
+    examples = data(name, 8, channels=channels)
+    color._warn_of.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, max_steps=1).fit(method, DataLoader(examples, 8), DataLoader(examples, 8))
+    left_out = [str(w.message) for w in caught if "which need RGB, are left out" in str(w.message)]
+    jitters = any(isinstance(m, ColorJitter | RandomGrayscale) for m in method.modules())
+    assert len(left_out) == (channels > 1 and (jitters or getattr(method, "gray", False)))
+    method.pictures(examples[:2][0])
 
 
 @every("image")

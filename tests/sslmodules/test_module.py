@@ -124,7 +124,7 @@ def test_patches_that_do_not_fit_are_named(tmp_path):
 
 
 def test_mean_and_std_must_fit_the_channels():
-    with pytest.raises(ValueError, match="in_channels is 1 but mean and std are those of 3 channels"):
+    with pytest.raises(ValueError, match="in_channels is 1 but mean and std are of 3 channels"):
         MoCo(**TINY, queue_size=8, in_channels=1)
     with pytest.raises(ValueError, match="expected 3 numbers each"):
         SimCLR(**TINY, mean=[0.5, 0.5], std=[1.0, 1.0])
@@ -133,12 +133,6 @@ def test_mean_and_std_must_fit_the_channels():
 
 def test_grey_images_train(tmp_path):
     trainer(tmp_path, max_steps=1).fit(SimCLR(**TINY, in_channels=1), loader(8, channels=1))
-
-
-def test_four_channels_train_where_the_colour_operations_are_off(tmp_path):
-    method = SimCLR(**TINY, in_channels=4)
-    with pytest.raises(ValueError, match="4 channels"):
-        trainer(tmp_path, max_steps=1).fit(method, loader(8, channels=4))
 
 
 def test_hyperparameters_are_those_of_the_class_that_was_made(tmp_path):

@@ -1,6 +1,7 @@
 """What is drawn, what it is applied to, and that neither autocast, chunks nor layout change a view."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sslmodules.views import (
     RandomResizedCrop,
     RandomSolarize,
     Resize,
+    color,
     jitter,
     random_boxes,
     simclr,
@@ -323,11 +325,25 @@ def test_transforms_leave_torchs_module_apply_alone():
 # What is refused
 
 
-def test_color_transforms_refuse_other_channel_counts_even_if_no_sample_is_drawn():
-    images = random_bytes(1, 5, 24, 24)
-    for transform in (ColorJitter(saturation=0.1, p=1e-9), ColorJitter(hue=0.1, p=1e-9), RandomGrayscale(p=1e-9)):
-        with pytest.raises(ValueError, match="images of 5 channels; expected 3"):
-            transform(images)
+@pytest.mark.parametrize("side", [6, 128])  # in a batch, and one by one
+def test_color_transforms_leave_out_what_needs_rgb_with_one_warning(side):
+    color._warn_of.cache_clear()
+    images, jitter = torch.rand(6, 5, side, side), ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8)
+    params = jitter.draw(6, side, side, torch.Generator().manual_seed(0))
+    colorless = params["factors"].clone()
+    colorless[:, 2:] = torch.tensor([1.0, 0.0])  # saturation, hue
+    expected = ColorJitter(0.4, 0.4).apply_params(
+        images.clone(), jitter.steps(params["mask"], params["order"], colorless)
+    )
+    with pytest.warns(
+        UserWarning, match="views of 5 channels: saturation, hue and grayscale, which need RGB, are left out"
+    ):
+        jittered = jitter.apply_params(images.clone(), params)
+    assert torch.equal(jittered, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(RandomGrayscale(p=1.0)(images), images)
+    assert not torch.equal(expected, images)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 6])

@@ -91,7 +91,34 @@ def number_of_classes(trainer: Trainer, given: int | None, who: str) -> int:
     Raises:
         ValueError: neither.
     """
-    classes = given if given is not None else getattr(getattr(trainer, "datamodule", None), "num_classes", None)
+    classes = known_classes(trainer, given)
     if classes is None:
         raise ValueError(f"{who} does not know the number of classes and the DataModule has no num_classes; pass it")
-    return int(classes)
+    return classes
+
+
+def known_classes(trainer: Trainer, given: int | None) -> int | None:
+    """Resolve the number of classes as :func:`number_of_classes` does; None where nobody says it."""
+    classes = given if given is not None else getattr(getattr(trainer, "datamodule", None), "num_classes", None)
+    return None if classes is None else int(classes)
+
+
+def check_labels(labels: Tensor, classes: int | None, who: str) -> None:
+    """Raise a ValueError with one clear sentence unless labels are class numbers, or -1 for none. Waits for a device.
+
+    Args:
+        labels: (B,).
+        classes: number of classes, None where it is not known.
+        who: reads them.
+
+    >>> check_labels(torch.tensor([0, -1, 9]), 10, "probe")
+    """
+    expected = f"expected whole numbers from 0{'' if classes is None else f' to {classes - 1}'}, or -1 for none"
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"{who}: the labels are {str(labels.dtype).removeprefix('torch.')}, {expected}")
+    if not len(labels):
+        return
+    low, high = (int(x) for x in labels.aminmax())
+    if low < -1 or high >= (classes or torch.inf):
+        advice = "" if low < -1 else "; pass the right num_classes"
+        raise ValueError(f"{who}: a label is {low if low < -1 else high}, {expected}{advice}")

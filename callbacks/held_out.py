@@ -6,7 +6,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from sslmodules.callbacks.features import Labeled, Reads, labeled_features
+from sslmodules.callbacks.features import (
+    Labeled,
+    Reads,
+    check_labels,
+    known_classes,
+    labeled_features,
+    labeled_part,
+    number_of_classes,
+)
 
 
 class HeldOutAccuracy(Callback):
@@ -14,6 +22,8 @@ class HeldOutAccuracy(Callback):
 
     name: str
     reads: Reads
+    num_classes: int | None
+    _known: tuple[int | None] | None = None  # number of classes as the run knows it, once it has been asked for
     _accuracy: MeanMetric | None = None
 
     @property
@@ -24,6 +34,33 @@ class HeldOutAccuracy(Callback):
     def scores(self, trainer: Trainer, labeled: Labeled) -> Tensor:
         """Scores (B, C) of the classes."""
         raise NotImplementedError
+
+    def classes(self, trainer: Trainer) -> int:
+        """Number of classes, as given or as the DataModule says, which may have to read all labels for it."""
+        return number_of_classes(trainer, self._ask(trainer), type(self).__name__)
+
+    def check_batch(self, trainer: Trainer, batch: Any) -> None:
+        """Raise a ValueError with one clear sentence where a label of a batch is no class.
+
+        A method of this package has every batch checked while it is on the host, where nothing waits for the device.
+        """
+        part = labeled_part(batch)
+        if part is not None:
+            check_labels(part[1], self._ask(trainer), self.name)
+
+    def _ask(self, trainer: Trainer) -> int | None:
+        if self._known is None:
+            self._known = (known_classes(trainer, self.num_classes),)
+        return self._known[0]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask for the number of classes anew: the run may have another DataModule."""
+        self._known = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Check the first labels; on the CPU those of every batch, also of a module that is none of this package."""
+        if batch_idx == 0 or pl_module.device.type == "cpu":
+            self.check_batch(trainer, batch)
 
     @property
     def state_key(self) -> str:

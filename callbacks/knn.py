@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from sslmodules.callbacks.features import Labeled, Reads, labeled_features, number_of_classes
+from sslmodules.callbacks.features import Labeled, Reads, labeled_features
 from sslmodules.callbacks.held_out import HeldOutAccuracy
 from sslmodules.distributed import gather
 from sslmodules.metrics import knn_scores
@@ -28,7 +28,7 @@ class OnlineKNN(HeldOutAccuracy):
         name: prefix of the logged metric; two on one Trainer need two names.
 
     Raises:
-        ValueError: the number of classes is unknown.
+        ValueError: the number of classes is unknown, or a label is no class.
 
     >>> trainer = Trainer(callbacks=[OnlineKNN(num_classes=10, k=5)], logger=False)
     """
@@ -81,9 +81,8 @@ class OnlineKNN(HeldOutAccuracy):
         """Votes (B, C) of the neighbours."""
         assert self._bank is not None
         assert self._labels is not None
-        classes = number_of_classes(trainer, self.num_classes, type(self).__name__)
         bank, bank_labels = self._bank.to(labeled.features), self._labels.to(labeled.labels)
-        return knn_scores(labeled.features, bank, bank_labels, classes, self.k, self.temperature)
+        return knn_scores(labeled.features, bank, bank_labels, self.classes(trainer), self.k, self.temperature)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what is remembered."""

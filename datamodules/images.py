@@ -1,6 +1,7 @@
 """From any map-style dataset to batches of uint8 images."""
 
 import copy
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class TensorImages(Dataset):
         labels: integers (N,), -1 where there is none; None when no image has one.
 
     Raises:
-        ValueError: if the shapes or the type do not fit.
+        ValueError: if the shapes or the type do not fit, or labels are floats or below -1.
 
     Example:
         >>> images = TensorImages(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10))
@@ -39,7 +40,7 @@ class TensorImages(Dataset):
         if labels is not None and labels.shape != images.shape[:1]:
             raise ValueError(f"got {len(images)} images and labels of shape {tuple(labels.shape)}: pass one label each")
         self.images = images
-        self.targets = None if labels is None else labels.long()
+        self.targets = None if labels is None else class_numbers(labels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,7 +70,7 @@ class ImageSet(Dataset):
         drop_labels: yield images only.
 
     Raises:
-        ValueError: on reading, if the images of one batch differ in shape.
+        ValueError: on reading, if the images of one batch differ in shape, or labels are floats or below -1.
         TypeError: on reading, if an item holds no image.
 
     Example:
@@ -142,6 +143,8 @@ class ImageSet(Dataset):
         else:
             items = [self.dataset[row] for row in rows.tolist()]
         images, labels = zip(*map(image_and_label, items), strict=True)
+        if self.drop_labels or self.labels is not None:  # the items' own may be anything
+            labels = (None,) * len(images)
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
             raise ValueError(
@@ -150,7 +153,7 @@ class ImageSet(Dataset):
             )
         if all(label is None for label in labels):
             return torch.stack(images), None
-        return torch.stack(images), torch.tensor([-1 if label is None else int(label) for label in labels])
+        return torch.stack(images), class_numbers([-1 if label is None else label for label in labels])
 
 
 class PairedSet(Dataset):
@@ -214,6 +217,37 @@ def image_and_label(item: Any) -> tuple[Tensor, Any]:
     if isinstance(item, tuple | list):
         return image_tensor(item[0]), item[1] if len(item) > 1 else None
     return image_tensor(item), None
+
+
+def class_numbers(labels: Any) -> Tensor:
+    """Labels (N,) as int64, from a tensor, an array, or a sequence of numbers: classes from 0, and -1 for none.
+
+    Raises:
+        ValueError: if they are no whole numbers, or one is below -1.
+
+    Example:
+        >>> class_numbers([3, np.uint8(0), torch.tensor(-1)])
+        tensor([ 3,  0, -1])
+
+    """
+    try:
+        numbers = torch.as_tensor(labels).reshape(len(labels))
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.empty(0, dtype=torch.float)
+    if numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError(f"a label is {_no_number(labels)}, expected the number of a class from 0, or -1 for none")
+    if len(numbers) and numbers.long().min() < -1:
+        raise ValueError(f"a label is {numbers.min()}, expected the number of a class from 0, or -1 for none")
+    return numbers.long()
+
+
+def _no_number(labels: Any) -> str:
+    for label in labels:
+        try:
+            operator.index(label)
+        except TypeError:
+            return repr(label)
+    return repr(labels)
 
 
 def image_tensor(image: Any) -> Tensor:

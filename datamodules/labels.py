@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sslmodules.datamodules.images import image_and_label
+from sslmodules.datamodules.images import class_numbers, image_and_label
 
 
 def labels_of(dataset: Any) -> Tensor:
@@ -27,9 +27,9 @@ def labels_of(dataset: Any) -> Tensor:
         for name in ("targets", "labels"):
             labels = getattr(dataset, name, None)
             if isinstance(labels, Sequence | np.ndarray | Tensor) and len(labels) == len(dataset):
-                return torch.as_tensor(labels).long()
+                return class_numbers(labels)
     labels = (image_and_label(dataset[index])[1] for index in range(len(dataset)))
-    return torch.tensor([-1 if label is None else int(label) for label in labels])
+    return class_numbers([-1 if label is None else label for label in labels])
 
 
 def balanced_indices(labels: Tensor | Sequence[int], fraction: float, seed: int = 0) -> Tensor:

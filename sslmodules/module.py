@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from sslmodules.batch import InputKind, check_clips, check_images, check_sound, unpack
 from sslmodules.callbacks.features import frozen
 from sslmodules.callbacks.finite import FiniteLoss
+from sslmodules.callbacks.held_out import HeldOutAccuracy
 from sslmodules.callbacks.momentum import MomentumUpdate
 from sslmodules.callbacks.queue import QueueUpdate
 from sslmodules.distributed import rank, world_size
@@ -269,6 +270,17 @@ class SSLModule(LightningModule):
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Have the labels of every batch checked by those who read them, while they are on the host.
+
+        The public hook belongs to the DataModule, and Lightning warns of a module that has one as well.
+        """
+        if self._trainer is not None and self.trainer.state.fn in ("fit", "validate"):
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, HeldOutAccuracy):
+                    callback.check_batch(self.trainer, batch)
+        return super()._on_before_batch_transfer(batch, dataloader_idx)
+
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Views, loss, log. Returns what :meth:`loss` returned and the labels, for the callbacks."""
         # Counted over batches and not optimizer steps: two accumulated batches must not share their views.
@@ -461,6 +473,10 @@ class SSLModule(LightningModule):
                 "does not tell it; pass optimizer=... with a rate of your own"
             )
         return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches / self.lr_batch_size
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that methods do not have, before Lightning converts the weights."""
+        require_fp32_weights(self.trainer.precision)
 
     def on_fit_start(self) -> None:
         """Fix the seed of views and dropout, the same for all ranks; a resumed run has its own."""

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+MIXED = {"16-true": "16-mixed", "bf16-true": "bf16-mixed", "64-true": "32-true"}  # what to take in its place
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -42,6 +44,19 @@ def in_full_precision(function: F) -> F:
             return function(*args, **kwargs)
 
     return wrapped  # type: ignore[return-value]
+
+
+def require_fp32_weights(precision: str | int) -> None:
+    """Refuse a ``Trainer(precision=...)`` in which the weights are not fp32.
+
+    Raises:
+        ValueError: with what to pass.
+    """
+    if precision in MIXED:
+        raise ValueError(
+            f"precision is {precision}, but views, queues and losses are fp32 and need weights that are; pass "
+            f"precision={MIXED[precision]!r}"
+        )
 
 
 def _at_least_fp32(x: Any) -> Any:

@@ -230,6 +230,7 @@ class SelfDistillation(SSLModule):
 
     def setup(self, stage: str) -> None:
         """Read what a new run starts from."""
+        super().setup(stage)
         if stage == "fit" and self.start_from is not None and self.trainer.ckpt_path is None:
             # Of an anchor (DINOv2), a new run has its own or none.
             anchor = {k: v for k, v in self.state_dict().items() if k.startswith("gram.")}

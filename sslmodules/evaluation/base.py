@@ -49,7 +49,7 @@ class Evaluation(SSLModule):
         num_classes: C; None takes ``num_classes`` of the DataModule.
         class_names: names of the classes, for what is predicted; None takes ``classes`` of the DataModule.
         multi_label: labels are (B, C) of 0 and 1 (binary cross-entropy, mean average precision), and not (B,) numbers
-            of classes (cross-entropy, accuracy), of which those below 0 do not count.
+            of classes (cross-entropy, accuracy), or -1 of an image without one, which does not count.
         min_scale: smallest share of an image's area that the random crop of training covers.
         in_channels: channels of the images. A checkpoint of this package tells its own, as also mean and std.
         size: side of what the encoder sees, in pixels; None is that of the checkpoint, or of the images.
@@ -331,6 +331,7 @@ class Evaluation(SSLModule):
 
     def setup(self, stage: str) -> None:
         """Ask the DataModule for number and names of the classes where they were left out."""
+        super().setup(stage)
         if self.num_classes is None:
             self.num_classes = number_of_classes(self.trainer, None, type(self).__name__)
             self.hparams["num_classes"] = self.num_classes  # a checkpoint has no DataModule to ask
@@ -353,20 +354,35 @@ class Evaluation(SSLModule):
 
     def check_batch(self, batch: Any) -> None:
         """Raise a ValueError with one clear sentence where images or labels do not fit."""
-        images, labels = _images_and_labels(batch)
-        self.check_images(images)
+        self.check_images(_images_and_labels(batch)[0])
+        self.check_labels(batch)
+
+    def check_labels(self, batch: Any) -> None:
+        """Raise a ValueError with one clear sentence where labels do not fit; called for every batch, on the host."""
+        labels = _images_and_labels(batch)[1]
         if self.multi_label:
             if labels.ndim != 2 or self.num_classes not in (None, labels.shape[1]) or not labels.eq(labels > 0).all():
                 raise ValueError(
                     f"the labels are {_described(labels)}, expected 0 and 1, (B, {self.num_classes or 'num_classes'}); "
                     "pass such labels, or multi_label=False for one class an image"
                 )
-        elif labels.ndim != 1 or labels.is_floating_point() or labels.max() >= (self.num_classes or torch.inf):
+        elif (
+            labels.ndim != 1
+            or labels.is_floating_point()
+            or labels.min() < -1
+            or labels.max() >= (self.num_classes or torch.inf)
+        ):
             raise ValueError(
                 f"the labels are {_described(labels)}, expected whole numbers (B,) below the number of classes"
-                f"{'' if self.num_classes is None else f', {self.num_classes}'}; pass the right num_classes, or "
-                "multi_label=True where an image has several"
+                f"{'' if self.num_classes is None else f', {self.num_classes}'}, or -1 for none; pass the right "
+                "num_classes, or multi_label=True where an image has several"
             )
+
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        """Look at the labels of every batch while they are on the host."""
+        if self._trainer is not None and self.trainer.state.fn != "predict":
+            self.check_labels(batch)
+        return super()._on_before_batch_transfer(batch, dataloader_idx)
 
     def _check_whole(self, batch: Any, stage: str) -> None:
         """Look at the first batch of a stage, labels included."""
@@ -431,7 +447,7 @@ def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _described(labels: Tensor) -> str:
-    return f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)} up to {labels.max().item():g}"
+    return f"{str(labels.dtype).removeprefix('torch.')} {tuple(labels.shape)} from {labels.min():g} to {labels.max():g}"
 
 
 def _pretrained(

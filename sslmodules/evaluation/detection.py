@@ -242,16 +242,21 @@ class Detection(DenseEvaluation):
 
     def check_batch(self, batch: Any) -> None:
         """Raise a ValueError with one clear sentence where images or boxes do not fit."""
+        self.check_labels(batch)
+        for image in batch[0]:
+            check_images(image[None], self.in_channels, None, None, any_range=self.undo_normalization is not None)
+
+    def check_labels(self, batch: Any) -> None:
+        """Raise a ValueError with one clear sentence where boxes do not fit; called for every batch, on the host."""
         try:
-            images, targets = batch
+            _, targets = batch
             objects = [(target["boxes"], target["labels"]) for target in targets]
         except (TypeError, ValueError, KeyError, IndexError):
             raise ValueError(
                 f"the batch is a {type(batch).__name__}, expected a list of images and one of mappings with 'boxes' "
                 "and 'labels'; pass a DataModule such as COCOBoxes"
             ) from None
-        for image, (boxes, labels) in zip(images, objects, strict=True):
-            check_images(image[None], self.in_channels, None, None, any_range=self.undo_normalization is not None)
+        for boxes, labels in objects:
             if boxes.shape != (len(labels), 4) or not (boxes[:, :2] < boxes[:, 2:]).all():
                 raise ValueError(
                     f"the boxes of {len(labels)} labels are {boxes.tolist()}, expected x0, y0, x1, y1 of each in "

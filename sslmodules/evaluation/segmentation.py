@@ -201,12 +201,16 @@ class SemanticSegmentation(DenseEvaluation):
 
     def check_batch(self, batch: Any) -> None:
         """Raise a ValueError with one clear sentence where images or masks do not fit."""
+        self.check_labels(batch)
+        self.check_images(batch[0])
+
+    def check_labels(self, batch: Any) -> None:
+        """Raise a ValueError with one clear sentence where masks do not fit; called for every batch, on the host."""
         if not isinstance(batch, Sequence) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
             raise ValueError(
                 f"the batch is a {type(batch).__name__}, expected (images, masks); pass a DataModule such as MaskFolder"
             )
         images, masks = batch
-        self.check_images(images)
         expected = (len(images), *images.shape[2:])
         if masks.shape != expected or masks.dtype != torch.int64:
             raise ValueError(
@@ -214,11 +218,12 @@ class SemanticSegmentation(DenseEvaluation):
                 "pass a DataModule such as MaskFolder"
             )
         classes = self.num_classes or IGNORED
-        wrong = masks[(masks != IGNORED) & ((masks < 0) | (masks >= classes))]
-        if len(wrong):
+        low, high = masks.where(masks != IGNORED, 0).aminmax()
+        if low < 0 or high >= classes:
+            number = low if low < 0 else high
             raise ValueError(
-                f"a mask holds the number {wrong[0]}, expected 0 to {classes - 1}, or {IGNORED} where a pixel does not "
-                "count; pass the right num_classes"
+                f"a mask holds the number {number}, expected 0 to {classes - 1}, or {IGNORED} where a "
+                "pixel does not count; pass the right num_classes"
             )
 
 

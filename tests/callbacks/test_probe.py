@@ -116,8 +116,43 @@ def test_number_of_classes_comes_from_the_datamodule_or_is_asked_for(tmp_path):
     assert probe.head[1].out_features == 7
     with pytest.raises(ValueError, match="OnlineLinearProbe does not know the number of classes"):
         trainer(tmp_path, max_epochs=1, callbacks=[OnlineLinearProbe()]).fit(method, loader(8))
-    with pytest.raises(ValueError, match="a label is 3, expected below the number of classes, 2"):
-        trainer(tmp_path, max_epochs=1, callbacks=[OnlineLinearProbe(2)]).fit(method, loader(8))
+
+
+class Bare(Foreign):
+    """One that does not read labels itself."""
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0] / 255.0).square().mean()
+
+
+BAD_LABELS = {
+    "too large": (torch.tensor([0, 4]), r"a label is 4, expected whole numbers from 0 to 3, or -1 for none; pass the"),
+    "negative": (torch.tensor([0, -2]), r"a label is -2, expected whole numbers from 0 to 3, or -1 for none"),
+    "floats": (torch.tensor([0.0, 1.5]), r"the labels are float32, expected whole numbers from 0 to 3"),
+}
+
+
+@pytest.mark.parametrize(("labels", "sentence"), BAD_LABELS.values(), ids=BAD_LABELS)
+@pytest.mark.parametrize("callback", [OnlineLinearProbe, OnlineKNN])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_label_that_is_no_class_is_refused_in_any_batch(labels, sentence, callback, own, tmp_path):
+    good = (images(2)[:][0], torch.tensor([-1, 3]))
+    batches = [good, good, (good[0], labels)]
+    method = SimCLR("conv4", encoder_args={"widths": (8, 16)}, optimizer=torch.optim.SGD) if own else Bare()
+    run = trainer(tmp_path, max_epochs=1, callbacks=[callback(4)])
+    with pytest.raises(ValueError, match=f"{callback(4).name}: {sentence}"):
+        run.fit(method, DataLoader(batches, batch_size=None))
+    assert run.global_step == 2
+    run = trainer(tmp_path, max_epochs=1, callbacks=[callback(4)])
+    if own:
+        with pytest.raises(ValueError, match=sentence):
+            run.fit(method, DataLoader([good], batch_size=None), DataLoader(batches, batch_size=None))
+
+
+def test_labels_that_nobody_reads_may_be_anything(tmp_path):
+    method = SimCLR("conv4", encoder_args={"widths": (8, 16)}, optimizer=torch.optim.SGD)
+    batches = [(images(2)[:][0], torch.tensor([-7.5, 1e9]))]
+    trainer(tmp_path, max_epochs=1).fit(method, DataLoader(batches, batch_size=None))
 
 
 def test_a_forward_that_gives_no_matrix_is_named(tmp_path):

@@ -1,9 +1,11 @@
 """Class-balanced fractions, counted by hand."""
 
+import numpy as np
 import pytest
 import torch
 
-from sslmodules.datamodules import balanced_indices
+from sslmodules.datamodules import LabeledDataModule, UnlabeledDataModule, balanced_indices
+from sslmodules.datamodules.images import TensorImages, class_numbers
 from sslmodules.datamodules.labels import hold_out, keep_labels, labels_of
 
 LABELS = torch.tensor([0] * 100 + [1] * 50 + [2] * 3 + [-1] * 40)
@@ -83,3 +85,34 @@ def test_a_target_transform_is_obeyed():
             return torch.zeros(1, 2, 2), self.target_transform(self.targets[index])
 
     assert labels_of(Shifted()).tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        (1.5, r"a label is 1\.5, expected the number of a class from 0, or -1 for none"),
+        (np.float32(2), r"a label is .*2\.0.*, expected the number"),
+        (torch.tensor([0.0, 1.0]), r"a label is tensor\(\[0., 1.\]\), expected the number"),
+        ("cat", "a label is 'cat', expected the number"),
+        (-2, "a label is -2, expected the number of a class from 0, or -1 for none"),
+    ],
+)
+def test_labels_that_are_no_class_are_refused_in_any_batch(label, sentence):
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    items = [(image, 0)] * 5 + [(image, label)]
+    data = LabeledDataModule(items, val=items, batch_size=2, num_workers=0)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        with pytest.raises(ValueError, match=sentence):
+            list(loader)
+    with pytest.raises(ValueError, match=sentence):
+        labels_of(items)
+    assert len(list(UnlabeledDataModule(items, batch_size=2, num_workers=0).train_dataloader())) == 3  # nobody reads it
+
+
+def test_labels_of_tensors_and_arrays_are_whole_numbers():
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    for labels in (torch.tensor([0.0, 1.0]), torch.tensor([0, -2])):
+        with pytest.raises(ValueError, match="a label is"):
+            TensorImages(images, labels)
+    for labels in (np.array([[1], [0]]), np.array([1, 0], dtype=np.uint8), [torch.tensor(1), np.int32(0)]):
+        assert class_numbers(labels).tolist() == [1, 0]

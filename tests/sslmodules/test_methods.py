@@ -159,6 +159,15 @@ def test_trainer_settings_work(name, settings, tmp_path):
 
 
 @every_method
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "64-true"])
+def test_a_precision_of_the_weights_other_than_fp32_is_refused_before_they_are_converted(name, precision, tmp_path):
+    method = built(name)
+    with pytest.raises(ValueError, match=rf"precision is {precision}, but .* pass precision="):
+        trainer(tmp_path, max_steps=1, precision=precision).fit(method, batches(name))
+    assert all(p.dtype == torch.float32 for p in method.parameters())
+
+
+@every_method
 def test_odd_last_batch_one_image_a_class_and_no_labels_work(name, tmp_path):
     x, y = data(name, 10, classes=10)[:]  # batches of 4, 4 and 2
     callbacks = [OnlineLinearProbe(10), OnlineKNN(10), Collapse()]

@@ -315,11 +315,11 @@ def test_ranks_average_over_the_labels_of_all(monkeypatch):
         (
             torch.full((8,), 4),
             {},
-            r"int64 \(8,\) up to 4, expected whole numbers \(B,\) below the number of classes, 4",
+            r"int64 \(8,\) from .* to 4, expected whole numbers \(B,\) below the number of classes, 4, or -1 for none",
         ),
-        (torch.ones(8, 4), {}, r"float32 \(8, 4\) up to 1, expected whole numbers .* multi_label=True"),
-        (torch.ones(8, 3), {"multi_label": True}, r"\(8, 3\) up to 1, expected 0 and 1, \(B, 4\)"),
-        (torch.full((8, 4), 2), {"multi_label": True}, r"\(8, 4\) up to 2, expected 0 and 1"),
+        (torch.ones(8, 4), {}, r"float32 \(8, 4\) from 1 to 1, expected whole numbers .* multi_label=True"),
+        (torch.ones(8, 3), {"multi_label": True}, r"\(8, 3\) from 1 to 1, expected 0 and 1, \(B, 4\)"),
+        (torch.full((8, 4), 2), {"multi_label": True}, r"\(8, 4\) from 2 to 2, expected 0 and 1"),
         (torch.zeros(8), {"num_classes": None}, "does not know the number of classes"),
     ],
 )
@@ -328,6 +328,27 @@ def test_labels_that_do_not_fit_get_one_sentence_before_the_first_step(labels, k
     data = DataLoader(x if labels is None else TensorDataset(x, labels), 8)
     with pytest.raises(ValueError, match=sentence):
         trainer(tmp_path, max_steps=1).fit(probe(**kwargs), data, data)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kwargs", "sentence"),
+    [
+        (torch.full((8,), 4), {}, r"int64 \(8,\) from 4 to 4, expected whole numbers"),
+        (torch.full((8,), -2), {}, r"int64 \(8,\) from -2 to -2, expected whole numbers .* or -1 for none"),
+        (torch.full((8,), 1.0), {}, r"float32 \(8,\) from 1 to 1, expected whole numbers"),
+        (torch.full((8, 4), 0.5), {"multi_label": True}, r"float32 \(8, 4\) from 0.5 to 0.5, expected 0 and 1"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_in_any_batch(labels, kwargs, sentence, tmp_path):
+    x, y = images(8)[:]
+    good = (x, torch.nn.functional.one_hot(y, 4) if kwargs else y)
+    run = trainer(tmp_path, max_epochs=1)
+    train = DataLoader([good, good, (x, labels)], batch_size=None)
+    with pytest.raises(ValueError, match=sentence):
+        run.fit(probe([0.1], **kwargs, optimizer=torch.optim.SGD), train)
+    assert run.global_step == 2
+    with pytest.raises(ValueError, match=sentence):
+        trainer(tmp_path).validate(probe([0.1], **kwargs), DataLoader([good, (x, labels)], batch_size=None))
 
 
 def test_a_choice_without_validation_images_is_refused(tmp_path):

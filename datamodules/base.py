@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sslmodules.datamodules.images import ImageSet, PairedSet, as_it_is
 from sslmodules.datamodules.labels import keep_labels, labels_of
@@ -210,8 +210,8 @@ class UnlabeledDataModule(ImageDataModule):
         drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
-        ValueError: from `train_dataloader`, if dropping the last batch leaves none; from `setup`, if a dataset is empty
-            or `labeled` has no labels.
+        ValueError: at once, for a dataset that can only be iterated over; from `train_dataloader`, if dropping the last
+            batch leaves none; from `setup`, if a dataset is empty or `labeled` has no labels.
 
     Example:
         >>> data = UnlabeledDataModule(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), batch_size=4)
@@ -233,6 +233,7 @@ class UnlabeledDataModule(ImageDataModule):
         super().__init__(batch_size, num_workers, seed, drop_last)
         self.save_hyperparameters(ignore=["dataset", "val", "labeled"], logger=False)
         self.datasets = {"train": dataset, "val": val, "labeled": labeled}
+        require_map_style(dataset=dataset, val=val, labeled=labeled)
         self.classes = _classes(*self._with_labels())
 
     @property
@@ -268,8 +269,8 @@ class LabeledDataModule(ImageDataModule):
         drop_last: leave out an odd last training batch; None: unless over a fifth of an epoch would go with it.
 
     Raises:
-        ValueError: from `setup`, if a dataset is empty or the training items have no labels; from `train_dataloader`,
-            if dropping the last batch leaves none.
+        ValueError: at once, for a dataset that can only be iterated over; from `setup`, if a dataset is empty or the
+            training items have no labels; from `train_dataloader`, if dropping the last batch leaves none.
 
     Example:
         >>> items = [(torch.zeros(3, 8, 8, dtype=torch.uint8), label) for label in (0, 1) * 5]
@@ -295,6 +296,7 @@ class LabeledDataModule(ImageDataModule):
         super().__init__(batch_size, num_workers, seed, drop_last)
         self.save_hyperparameters(ignore=["train", "val", "test"], logger=False)
         self.datasets = {"train": train, "val": val, "test": test}
+        require_map_style(train=train, val=val, test=test)
         self.label_fraction = label_fraction
         self.unlabeled = unlabeled
         self.classes = _classes(train)
@@ -316,6 +318,26 @@ class LabeledDataModule(ImageDataModule):
         everything = torch.arange(len(dataset))
         indices, labels = keep_labels(labels_of(dataset), everything, self.label_fraction, self.unlabeled, self.seed)
         return ImageSet(dataset, indices, labels)
+
+
+def require_map_style(**datasets: Any) -> None:
+    """Refuse datasets without a length or places, whose order can be neither drawn nor resumed.
+
+    Args:
+        datasets: by the name of the argument; None is left out.
+
+    Raises:
+        ValueError: with what to do instead.
+
+    """
+    for name, dataset in datasets.items():
+        map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        if dataset is not None and (isinstance(dataset, IterableDataset) or not map_style):
+            raise ValueError(
+                f"{name} is a {type(dataset).__name__}, which can only be iterated over, so that its order could be "
+                "neither shuffled nor resumed: pass a dataset with __len__ and __getitem__, or give "
+                "trainer.fit(method, DataLoader(...)) a loader of your own and the Trainer max_steps"
+            )
 
 
 def _check_labeled(dataset: Any, name: str) -> None:

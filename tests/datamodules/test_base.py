@@ -8,8 +8,10 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from runs import trainer
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
+from sslmodules import SimCLR
 from sslmodules.datamodules import (
     Digits,
     ImageDataModule,
@@ -304,3 +306,25 @@ def test_a_yaml_makes_datamodules(tmp_path):
     fake = {"class_path": "torchvision.datasets.FakeData", "init_args": {"size": 8, "image_size": [3, 4, 4]}}
     data = from_yaml("UnlabeledDataModule", dataset=fake, batch_size=4, num_workers=0)
     assert next(iter(data.train_dataloader())).shape == (4, 3, 4, 4)
+
+
+class Stream(IterableDataset):
+    """Images without number."""
+
+    def __iter__(self):
+        while True:
+            yield torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+
+
+def test_a_dataset_that_can_only_be_iterated_over_is_refused_and_trains_as_the_sentence_says(tmp_path):
+    for wrong in (Stream(), iter([1])):
+        with pytest.raises(ValueError, match=rf"dataset is a {type(wrong).__name__}, which can only be iterated over"):
+            UnlabeledDataModule(wrong)
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="val is a Stream, which can only be iterated over"):
+        UnlabeledDataModule(images, val=Stream())
+    with pytest.raises(ValueError, match="train is a Stream, which can only be iterated over"):
+        LabeledDataModule(Stream())
+    run = trainer(tmp_path, max_steps=3)
+    run.fit(SimCLR("conv4", encoder_args={"widths": (4, 8)}), DataLoader(Stream(), batch_size=4))
+    assert run.global_step == 3

@@ -35,7 +35,7 @@ from sslmodules.encoders.single_image import single_image_statistics
 from sslmodules.hyperparameters import class_path, save_init_arguments
 from sslmodules.inputs import InputFormat, as_list, input_format, to_images
 from sslmodules.optim import parameter_groups, step_decay, warmup_cosine
-from sslmodules.precision import full_precision
+from sslmodules.precision import full_precision, require_fp32_weights
 from sslmodules.reading import misfit
 from sslmodules.tiles import Tiles
 from sslmodules.trainer_state import begin_resumed_run, pending_batches, repair_progress

@@ -18,6 +18,7 @@ from sslmodules.callbacks import (
     Collapse,
     EmbeddingProjector,
     EmbeddingWriter,
+    FiniteLoss,
     Interruption,
     LastCheckpoint,
     MaskWriter,
@@ -55,6 +56,7 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.add_lightning_class_args(Collapse, "collapse")
         parser.add_lightning_class_args(Pictures, "pictures")
+        parser.add_lightning_class_args(FiniteLoss, "finite")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.link_arguments("checkpoint.dirpath", "last_checkpoint.dirpath")

@@ -3,12 +3,14 @@
 import os
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sslmodules.checkpoint_io import check_space
+from sslmodules.storage import remove_unfinished
 from sslmodules.trainer_state import epoch_ends, gradients_pending, step_ends_stage
 
 
@@ -52,8 +54,15 @@ class LastCheckpoint(ModelCheckpoint):
         return self.last_model_path
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look whether the file can be written; the last one is that which the run goes on from, until another is."""
+        """Tidy up after runs that were killed, and look whether the file can be written.
+
+        Until it is, the last checkpoint is that which the run goes on from.
+        """
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            if trainer.is_global_zero:
+                folder = Path(str(self.dirpath))
+                for each in (folder, *folder.parent.parent.glob("*/checkpoints")):  # of the other runs
+                    remove_unfinished(each)
             check_space(trainer, self._path)
         self.best_model_path = self.last_model_path = str(trainer.ckpt_path or "")
 

@@ -204,3 +204,13 @@ def test_a_run_that_goes_on_names_the_file_that_it_began_with_until_it_writes(tm
 def test_a_development_run_writes_nothing(tmp_path):
     fit(tmp_path, fast_dev_run=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_runs_have_left_is_gone_at_the_next_start(tmp_path):
+    old, other = (tmp_path / run / "checkpoints" / ".last.ckpt.0123abcd.unfinished" for run in ("old", "new"))
+    for path in (old, other):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    fit(other.parent, max_epochs=1)
+    assert not old.exists()
+    assert [p.name for p in other.parent.iterdir()] == ["last.ckpt"]

@@ -94,6 +94,8 @@ def run(
         trained.fit(METHODS[name](), datamodule=data, ckpt_path=ckpt_path)
     end = trained._checkpoint_connector.dump_checkpoint(weights_only=False)
     end["batches"] = trained.fit_loop.epoch_loop.batch_progress.total.ready
+    stepped = trained.fit_loop.epoch_loop._batches_that_stepped
+    end["step of the loggers"] = stepped if keep.files else trained.global_step  # set right when training goes on
     # Lightning counts an epoch that max_steps cuts short as a whole one, though not where nothing is left to train.
     for part in ("epoch", "loops", "hyper_parameters", "LabeledDataModule"):
         end.pop(part, None)

@@ -105,3 +105,11 @@ def test_both_processes_stop_at_the_same_batch_and_say_which_of_them_met_the_los
     assert first == second
     assert first["batches"] == 3
     assert first["sentence"].startswith("the loss is nan at batch 1 of epoch 0 (optimizer step 2, process 1);")
+
+
+@pytest.mark.parametrize(("stage", "steps"), [("training", {7, 8, 9}), ("validation", {5})])
+def test_a_signal_to_one_process_stops_both_at_one_step_and_they_go_on_to_the_bit(ranks, stage, steps):
+    for found in (rank[f"interrupted in {stage}"] for rank in ranks):
+        assert found["code"] == 143
+        assert found["step"] in steps
+        assert runs.same_bits(found["resumed"], found["whole"])

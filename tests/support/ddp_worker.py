@@ -3,6 +3,7 @@
 Every process writes a dict of what it found into ``<folder>/rank<r>.pt``.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,17 @@ import torch.distributed as dist
 from evaluation_list import EVALUATIONS, batches
 from lightning.pytorch import Callback, Trainer
 from method_list import METHODS, kind, replace_batch_norm
-from runs import EXAMPLES, snapshot, trainer
+from runs import EXAMPLES, images, snapshot, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from sslmodules import SimCLR
-from sslmodules.callbacks import NotFiniteError, OnlineKNN, OnlineLinearProbe
+from sslmodules.callbacks import Interruption, LastCheckpoint, NotFiniteError, OnlineKNN, OnlineLinearProbe
 from sslmodules.contrastive.moco import MoCo
+from sslmodules.datamodules import LabeledDataModule
 from sslmodules.distributed import gather, rank, world_size
 from sslmodules.module import SSLModule
+from sslmodules.signals import Interrupted
 
 
 class SyncBatchNorm(nn.Module):
@@ -150,6 +153,40 @@ def diverged(folder: Path) -> dict:
     return {"batches": module.batches, "sentence": ""}
 
 
+class SignalSecond(Callback):
+    """Send SIGTERM to the second process alone, in a hook's n-th call outside of the sanity check."""
+
+    def __init__(self, hook: str, number: int) -> None:
+        self.left = number
+        setattr(self, hook, self.count)
+
+    def count(self, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0 and rank() == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def interrupted(folder: Path, hook: str, number: int) -> dict:
+    """Weights of a run that was never stopped, and of one that was stopped by a signal to one process and went on."""
+
+    def fit(where: str, *callbacks: Callback, **kwargs: Any) -> dict:
+        torch.manual_seed(0)
+        module, data = METHODS["MoCo"](), LabeledDataModule(images(40), images(16, seed=1), batch_size=4)
+        last = LastCheckpoint(folder / where, None)
+        options = {"devices": 2, "strategy": "ddp", "max_epochs": 2, "enable_checkpointing": True}
+        trainer(folder, **options, callbacks=[*callbacks, Interruption(), last]).fit(module, data, **kwargs)
+        return snapshot(module)
+
+    whole = fit(f"whole-{hook}")
+    try:
+        fit(f"parts-{hook}", SignalSecond(hook, number))
+    except Interrupted as end:
+        code, path = end.code, end.checkpoint
+    step = torch.load(path, weights_only=True)["global_step"]
+    dist.barrier()  # the other process reads the file too
+    return {"code": code, "step": step, "whole": whole, "resumed": fit(f"parts-{hook}", ckpt_path=path)}
+
+
 def main(folder: Path) -> None:
     found: dict = {}
     for name in METHODS:
@@ -173,6 +210,8 @@ def main(folder: Path) -> None:
         found[name]["fitted"] = fitted(name, folder)
     found["evaluations"] = {name: evaluated(name, folder) for name in EVALUATIONS}
     found["diverged"] = diverged(folder)
+    found["interrupted in training"] = interrupted(folder, "on_train_batch_start", 7)
+    found["interrupted in validation"] = interrupted(folder, "on_validation_batch_start", 1)
     assert isinstance(METHODS["MoCo"](), MoCo)
     torch.save(found, folder / f"rank{rank()}.pt")
 

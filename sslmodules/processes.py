@@ -48,7 +48,10 @@ class Launcher(_SubprocessScriptLauncher):
             threading.Thread(target=self._watch_parent, args=(os.getppid(),), daemon=True).start()
         _set_num_threads_if_needed(self.num_processes)
         try:
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._done.set()
         except Interrupted:
             self._end_children(PATIENCE)
             raise
@@ -65,8 +68,6 @@ class Launcher(_SubprocessScriptLauncher):
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 time.sleep(SAYING)
             raise SystemExit(1) from error
-        finally:
-            self._done.set()
 
     def _killed(self) -> str:
         """Say which of the other processes a signal has ended; "" if there is none."""

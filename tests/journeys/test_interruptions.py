@@ -12,7 +12,7 @@ from flowers import flowers
 from runs import same_bits
 
 SMALL = ["--model.encoder", "conv4", "--model.encoder_args", '{"widths": [8, 16]}', "--trainer.accelerator", "cpu"]
-DATA = ["--data", "ImageFolder", "--data.root", "photos", "--data.size", 16, "--data.num_workers", 0]
+DATA = ["--data", "ImageFolder", "--data.root", "photos", "--data.size", 16, "--data.num_workers", 1]
 FIT = ["fit", "--model", "MoCo", "--model.queue_size", 16, *SMALL, *DATA, "--data.batch_size", 2]
 
 

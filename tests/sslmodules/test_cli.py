@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import signal
 import sys
 import time
 from pathlib import Path
@@ -270,3 +271,27 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
         assert str(last[0][key]) == str(last[1][key])
     probes = [next(v for k, v in c["callbacks"].items() if "Probe" in k)["head"] for c in last]
     assert same_bits(*probes)
+
+
+@pytest.mark.parametrize("where", ["the table at the end", "the checks before the first step"])
+def test_an_interruption_outside_of_training_says_which_checkpoint_there_is(where, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    if where == "the table at the end":
+        monkeypatch.setattr(lightning, "probe", interrupt)
+    else:
+        monkeypatch.setattr("sslmodules.SimCLR.check_batch", interrupt)
+    with pytest.raises(SystemExit) as error:
+        cli.main([*RUN, "--trainer.max_epochs", "1"])
+    said = capsys.readouterr().out
+    assert error.value.code == 143
+    assert said.count("ended by SIGTERM") == 1
+    if where == "the table at the end":
+        last = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+        assert f"last checkpoint   {last.absolute()}" in said
+        assert f"to go on          sslmodules {' '.join(RUN[:3])}" in said
+        assert f"--ckpt_path {last}\n" in said
+    else:
+        assert "last checkpoint   none has been written" in said
+        assert "to go on" not in said

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import signal
 import sys
 import time
 from pathlib import Path

@@ -25,6 +25,7 @@ class BoxWriter(RowWriter):
     Raises:
         StorageError: after the first batch, a path that cannot be written.
 
+    >>> from lightning.pytorch import Trainer
     >>> trainer = Trainer(callbacks=[BoxWriter("boxes.json")], logger=False)
     """
 

@@ -63,7 +63,7 @@ class EmbeddingWriter(RowWriter):
             if self.path.suffix == ".parquet":
                 _write_parquet(file, arrays)
             else:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays)
         print(f"{len(arrays['features'])} embeddings of length {arrays['features'].shape[1]} in {self.path}")
 
 

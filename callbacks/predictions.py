@@ -27,6 +27,7 @@ class PredictionWriter(RowWriter):
         ValueError: k below 1.
         StorageError: after the first batch, a path that cannot be written.
 
+    >>> from lightning.pytorch import Trainer
     >>> trainer = Trainer(callbacks=[PredictionWriter(k=3)], logger=False)
     """
 

@@ -217,7 +217,7 @@ class Colorization(SSLModule):
 
     def _seen(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which the network sees an image."""
-        patches = getattr(self.encoder, "patch_embed", None)
+        patches: Any = getattr(self.encoder, "patch_embed", None)
         if getattr(patches, "strict_img_size", False):
             return patches.img_size
         scale = 1.0 if self.size is None else self.size / min(height, width)

@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "compare": Command("compare", "run", "print one table of the results of several runs"),
     "attention": Command("functions", "attention", "draw what an encoder attends to in a folder of pictures"),
+    "pictures": Command("functions", "pictures", "draw what a trained method makes of a folder of pictures"),
     "propagate": Command("functions", "propagate", "follow objects through a video from the mask of its first frame"),
 }
 

@@ -6,12 +6,18 @@ from typing import Any
 from sslmodules.cli.parser import function_parser
 from sslmodules.distributed import works_alone
 from sslmodules.evaluation.attention_command import write_attention
+from sslmodules.evaluation.pictures_command import write_pictures
 from sslmodules.evaluation.propagate_command import propagate_masks
 
 
 def attention(name: str, args: list[str]) -> None:
     """Run ``sslmodules attention``."""
     call(write_attention, name, args)
+
+
+def pictures(name: str, args: list[str]) -> None:
+    """Run ``sslmodules pictures``."""
+    call(write_pictures, name, args)
 
 
 def propagate(name: str, args: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -21,6 +21,7 @@ from sslmodules.callbacks import (
     FiniteLoss,
     Interruption,
     LastCheckpoint,
+    LearningRate,
     MaskWriter,
     OnlineKNN,
     OnlineLinearProbe,
@@ -60,7 +61,6 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.link_arguments("checkpoint.dirpath", "last_checkpoint.dirpath")
-        parser.add_lightning_class_args(LearningRateMonitor, "learning_rate_monitor")
         parser.add_lightning_class_args(EmbeddingWriter, "embeddings")
         parser.add_lightning_class_args(EmbeddingProjector, "projector")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -102,7 +102,7 @@ class CLI(LightningCLI):
             plugins = [*plugins, AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         if self.subcommand == "fit":
-            trainer.callbacks.append(Interruption())  # type: ignore[attr-defined]
+            trainer.callbacks += [Interruption(), LearningRate()]  # type: ignore[attr-defined]
         Launcher.attach(trainer)
         if isinstance(self.model, Evaluation):
             probes = (OnlineLinearProbe, OnlineKNN, Collapse)

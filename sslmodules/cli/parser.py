@@ -25,7 +25,6 @@ COMMON = {
     ],
     "checkpoint": ["dirpath", "filename", "monitor", "mode", "save_top_k"],
     "last_checkpoint": ["train_time_interval"],
-    "learning_rate_monitor": [],
 }
 WRITERS = (
     "boxes",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures, picture_size, read_picture
+from sslmodules.datamodules.pictures import picture_size, read_picture
 from sslmodules.encoders import ViT, last_map, stage_maps
 from sslmodules.evaluation.attention import (
     activation_attention,
@@ -20,7 +20,7 @@ from sslmodules.evaluation.attention import (
     projected,
     shows_attention,
 )
-from sslmodules.evaluation.looking import check_outside, looked_with, only_shape, patch_shape
+from sslmodules.evaluation.looking import check_outside, listed, looked_with, only_shape, patch_shape
 from sslmodules.tiles import Tiles, grid
 from sslmodules.views import to_float
 
@@ -61,7 +61,7 @@ def write_attention(
             below a patch, no such block, or a file that would be written over.
     """
     looked = looked_with(ckpt, encoder)
-    inputs = _listed(images)
+    inputs = listed("--images", images)
     trained = None if looked.module is None else looked.module.input_format
     if size is None and trained is not None:
         size = min(trained.shape[-2:])
@@ -90,15 +90,6 @@ def write_attention(
     written = [name for names in outputs for name in names]
     print(f"{len(written)} files of {len(inputs)} pictures in {out}")
     return written
-
-
-def _listed(images: str) -> list[str]:
-    if not Path(images).is_dir():
-        raise ValueError(f"--images {images}: there is no such folder")
-    files = list_pictures(images)
-    if not files:
-        raise ValueError(f"--images {images}: there is no picture in it or below it ({', '.join(EXTENSIONS)})")
-    return files
 
 
 def _named(inputs: Sequence[str], images: Path, out: Path, kinds: Sequence[str]) -> list[list[Path]]:

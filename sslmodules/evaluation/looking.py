@@ -9,6 +9,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from sslmodules.datamodules.pictures import EXTENSIONS, list_pictures
 from sslmodules.distillation.base import SelfDistillation
 from sslmodules.encoders import create_encoder, last_map, load_weights, stage_maps
 from sslmodules.loading import load, own_checkpoint
@@ -94,6 +95,20 @@ def only_shape(encoder: nn.Module) -> tuple[int, int] | None:
     """Height and width of the images that an encoder takes, where it takes one size only."""
     embed: Any = getattr(encoder, "patch_embed", None)
     return tuple(embed.img_size) if getattr(embed, "strict_img_size", False) else None
+
+
+def listed(option: str, folder: str) -> list[str]:
+    """List the pictures in a folder and below it.
+
+    Raises:
+        ValueError: there is no such folder, or no picture in it; it was given as ``option``.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{option} {folder}: there is no such folder")
+    files = list_pictures(folder)
+    if not files:
+        raise ValueError(f"{option} {folder}: there is no picture in it or below it ({', '.join(EXTENSIONS)})")
+    return files
 
 
 def check_outside(out: str | Path, option: str, folder: str | Path) -> None:

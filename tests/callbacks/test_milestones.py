@@ -11,7 +11,7 @@ from sslmodules import Rotation
 from sslmodules.callbacks import Milestones, OnlineKNN
 from sslmodules.callbacks.milestones import _count
 
-LINE = r"epoch (\d+)/3(, batch \d of 4)?  loss (\S+)(  knn/val_accuracy (\S+))?  ([\d,]+) images/s"
+LINE = r"epoch (\d+)/3(, batch \d of 4)?  loss (\S+)(  probe/knn/val_accuracy (\S+))?  ([\d,]+) images/s"
 
 
 class Losses(Callback):

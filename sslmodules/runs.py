@@ -4,9 +4,11 @@ A run is ``<root>/runs/<method>-<date>-<time>`` with ``config.yaml``, ``checkpoi
 This module does without torch, so that tables of runs are there at once.
 """
 
+import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -109,7 +111,7 @@ def find_checkpoint(
 def set_aside(run: str | Path, config: dict[str, Any]) -> None:
     """Keep what an earlier part of a run wrote before it goes on: ``results-1.json``, and ``config-1.yaml``.
 
-    The results no longer hold for the checkpoint that training goes on to write. The configuration is kept where it
+    The results no longer hold for the checkpoint that training goes on to write. The configuration is copied where it
     differs in more than the checkpoint that the run goes on from.
 
     Args:
@@ -120,12 +122,15 @@ def set_aside(run: str | Path, config: dict[str, Any]) -> None:
     def settings(of: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in of.items() if key != "ckpt_path"}
 
-    for file, obsolete in ((RESULTS, True), (CONFIG, settings(run_config(run)) != settings(config))):
-        path, number = Path(run) / file, 1
-        while (kept := path.with_stem(f"{path.stem}-{number}")).exists():
-            number += 1
-        if obsolete and path.exists():
-            path.rename(kept)
+    def kept(path: Path) -> Path:
+        numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
+        return next(name for name in numbered if not name.exists())
+
+    results, before = Path(run) / RESULTS, Path(run) / CONFIG
+    if results.exists():
+        results.rename(kept(results))
+    if settings(run_config(run)) != settings(config):
+        shutil.copyfile(before, kept(before))  # it stays: other processes of the run may be reading it
 
 
 def write_results(run: str | Path, results: dict[str, Any]) -> Path:

@@ -1,15 +1,15 @@
 """What the command line leaves out: names in any spelling, the default recipe, the model that a checkpoint holds."""
 
 import difflib
-import json
 import shlex
 
 from lightning.pytorch import LightningDataModule
 
 import sslmodules
 import sslmodules.datamodules  # so that its classes are known by their names
+from sslmodules.cli.going_on import with_paths, with_run
 from sslmodules.cli.presets import config, with_config_paths, with_preset
-from sslmodules.loading import read_checkpoint, subclasses
+from sslmodules.loading import subclasses
 from sslmodules.module import SSLModule
 
 DEFAULT_CONFIG = "simclr_digits.yaml"
@@ -31,7 +31,7 @@ def names_of(kind: str) -> list[str]:
 
 
 def completed(command: str, args: list[str]) -> list[str]:
-    """Fill in what a command line leaves out: a recipe, or the model that a checkpoint holds.
+    """Fill in what a command line leaves out: a recipe, or what a checkpoint and the run beside it hold.
 
     ``--model simclr`` and ``--data image_folder`` name classes too.
 
@@ -45,18 +45,14 @@ def completed(command: str, args: list[str]) -> list[str]:
     args = with_config_paths(with_class_names(args))
     if any(a in ("-h", "--help") or a.startswith("--model.help") or a.startswith("--data.help") for a in args):
         return args
+    args = with_paths(args)
     if command == "fit":
         args = with_preset(args)
     given = dict(zip(args, [*args[1:], ""], strict=False))
-    if {"--config", "-c", "--model"} & given.keys():
-        return args
-    if command == "fit" and "--data" not in given and "--ckpt_path" not in given:
-        return ["--config", str(config(DEFAULT_CONFIG)), *args]
     if "--ckpt_path" in given:
-        checkpoint = read_checkpoint(given["--ckpt_path"])
-        arguments = {k: v for k, v in checkpoint["hyper_parameters"].items() if not k.startswith("_")}
-        model = {"class_path": checkpoint["sslmodules"]["class_path"], "init_args": arguments}
-        return ["--model", json.dumps(model), *args]
+        return with_run(command, args)
+    if command == "fit" and not {"--config", "-c", "--model", "--data"} & given.keys():
+        return ["--config", str(config(DEFAULT_CONFIG)), *args]
     return args
 
 

@@ -1,11 +1,12 @@
 """``sslmodules compare``: one table of several runs, from the results that they wrote at their end."""
 
-import argparse
 import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from sslmodules.cli import exit_with
 from sslmodules.runs import RUNS, read_results, run_prefix
@@ -23,10 +24,14 @@ class Column(NamedTuple):
 
 def run(name: str, args: list[str]) -> None:
     """Run ``sslmodules compare``."""
-    parser = argparse.ArgumentParser(prog=f"sslmodules {name}", allow_abbrev=False, description=compare.__doc__)
-    parser.add_argument("runs", nargs="*", metavar="RUN", help=f"folders of runs, such as {RUNS}/*; by default all")
-    parser.add_argument("--sort", default="date", metavar="COLUMN", help="name of a column, such as probe or duration")
-    given = parser.parse_args(args)
+    parser = ArgumentParser(prog=f"sslmodules {name}", description=compare.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with values of these options")
+    parser.add_argument("runs", nargs="*", type=str, help=f"folders of runs, such as {RUNS}/*; by default all")
+    parser.add_argument("--sort", default="date", help="name of a column, such as probe or duration")
+    try:
+        given = parser.parse_args(args)
+    except ArgumentError as error:
+        exit_with(error.message, status=2)
     compare(given.runs or sorted(Path(RUNS).glob("*")), given.sort)
 
 

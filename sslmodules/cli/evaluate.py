@@ -4,6 +4,7 @@ from lightning.pytorch import LightningDataModule
 
 from sslmodules.as_trained import fill_in
 from sslmodules.cli.arguments import with_class_names
+from sslmodules.cli.going_on import with_paths
 from sslmodules.cli.parser import function_parser
 from sslmodules.distributed import works_alone
 from sslmodules.evaluation.evaluate_command import evaluate
@@ -18,7 +19,7 @@ def run(name: str, args: list[str]) -> None:
     parser.add_subclass_arguments(LightningDataModule, "masks", required=False, help="images with masks")
     parser.add_subclass_arguments(LightningDataModule, "boxes", required=False, help="images with boxes")
     parser.add_function_arguments(evaluate, skip={"ckpt", "data", "transfer", "masks", "boxes"})
-    parsed = parser.parse_args(with_class_names(args))
+    parsed = parser.parse_args(with_paths(with_class_names(args)))
     parsed.pop("config")  # whose values are in place
     if not works_alone(name):
         return

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from sslmodules.cli.going_on import with_paths
 from sslmodules.cli.parser import function_parser
 from sslmodules.distributed import works_alone
 from sslmodules.evaluation.attention_command import write_attention
@@ -29,7 +30,7 @@ def call(function: Callable[..., Any], name: str, args: list[str]) -> None:
     """Call a function with its arguments from the command line or from ``--config``."""
     parser = function_parser(name, function)
     parser.add_function_arguments(function, as_positional=False)
-    parsed = parser.parse_args(args)
+    parsed = parser.parse_args(with_paths(args))
     parsed.pop("config")  # whose values are in place
     if works_alone(name):
         function(**parser.instantiate(parsed).as_dict())

@@ -1,8 +1,10 @@
 """``sslmodules fit``, ``validate``, ``test`` and ``predict``: LightningCLI in subclass mode."""
 
 import copy
+import shlex
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from sslmodules.callbacks import (
     LastCheckpoint,
     LearningRate,
     MaskWriter,
+    Milestones,
     OnlineKNN,
     OnlineLinearProbe,
     Pictures,
@@ -32,11 +35,15 @@ from sslmodules.callbacks import (
 from sslmodules.checkpoint_io import AtomicCheckpointIO
 from sslmodules.cli.arguments import completed, going_on
 from sslmodules.cli.parser import TrainerParser
-from sslmodules.cli.table import short, table
+from sslmodules.cli.quiet import quiet
+from sslmodules.cli.results import log_results, run_results
+from sslmodules.cli.run_folder import RunRecord, goes_on_in, nothing_left, open_run, save_config
+from sslmodules.cli.table import files, short, table
 from sslmodules.encoders import without_pretrained_weights
 from sslmodules.evaluation import Evaluation, ProbeResult, probe
 from sslmodules.module import SSLModule
 from sslmodules.processes import Launcher, prepare_data
+from sslmodules.runs import write_results
 from sslmodules.signals import Interrupted
 
 STAGES = 6  # of an encoder, in the table
@@ -50,6 +57,9 @@ class CLI(LightningCLI):
     datamodule: LightningDataModule
     trainer: Trainer
     typed: list[str]  # what follows the subcommand on the command line
+    logs: bool  # whether the logger is ours
+    record: RunRecord
+    run_folder: Path
 
     def add_arguments_to_parser(self, parser: TrainerParser) -> None:
         """Make the callbacks configurable: ``--probe.learning_rate``, ``--knn.k``, ``--checkpoint.monitor``, ..."""
@@ -84,18 +94,21 @@ class CLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Say what the best checkpoint is where ``--checkpoint.monitor`` does not: what is measured, else the loss's.
+        """Add what the options leave out: which checkpoint is the best, logs in the run's folder, lines of progress.
 
         An evaluation measures by itself, and has no need of probes.
         """
         section = self.config_init[self.subcommand]
         arguments = self.config[self.subcommand]["checkpoint"].as_dict()
-        if arguments["monitor"] is None:
-            labeled = getattr(self.datamodule, "num_classes", None) is not None
-            best = ("probe/val_accuracy", "max") if labeled else ("val/loss", "min")
-            if isinstance(self.model, Evaluation):
-                best = (f"val/{self.model.measure}", "max")
+        best = self._best()
+        if arguments["monitor"] is None and best is not None:
             section["checkpoint"] = ModelCheckpoint(**{**arguments, "monitor": best[0], "mode": best[1]})
+        self.logs = section["trainer"]["logger"] in (None, True)
+        if self.logs:
+            kwargs["logger"] = False  # until before_fit makes the folder; the other commands need none
+        in_lines = section["trainer"]["enable_progress_bar"] is None and not sys.stdout.isatty()
+        if in_lines:
+            kwargs["enable_progress_bar"] = False
         given = section["trainer"]["plugins"] or []
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -104,13 +117,33 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             trainer.callbacks += [Interruption(), LearningRate()]  # type: ignore[attr-defined]
         Launcher.attach(trainer)
+        self.record = RunRecord()
+        callbacks = [*([Milestones()] if in_lines else []), self.record, *trainer.callbacks]  # type: ignore[attr-defined]
         if isinstance(self.model, Evaluation):
             probes = (OnlineLinearProbe, OnlineKNN, Collapse)
-            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, probes)]  # type: ignore[attr-defined]
+            callbacks = [c for c in callbacks if not isinstance(c, probes)]
+        if best is None and arguments["monitor"] is None and arguments["filename"] == "best":
+            callbacks = [c for c in callbacks if c is not section["checkpoint"]]  # the last one is saved by another
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
         return trainer
 
+    def _best(self) -> tuple[str, str] | None:
+        """What tells which epoch is the best, and whether it is to be high or low; None where nothing does."""
+        if isinstance(self.model, Evaluation):
+            return f"val/{self.model.measure}", "max"
+        if getattr(self.datamodule, "num_classes", None) is not None:
+            return "probe/val_accuracy", "max"
+        measure = self.model.validation_measure
+        return None if measure is None else (f"val/{measure}", "min")
+
     def before_fit(self) -> None:
-        """Look at one batch before anything is written; keep the untrained method for comparison."""
+        """Look at one batch before anything is written; keep the untrained method for comparison; open the folder."""
+        ckpt_path = self.config[self.subcommand]["ckpt_path"]
+        left = None if ckpt_path is None else nothing_left(ckpt_path, self.trainer)
+        if left is not None:
+            if self.trainer.is_global_zero:
+                print(left)
+            sys.exit(0)
         datamodule = self.datamodule
         datamodule.trainer = self.trainer
         with torch.random.fork_rng(devices=[]):
@@ -123,26 +156,45 @@ class CLI(LightningCLI):
             # Nothing says what is best; the last is saved all the same.
             unmonitored = [c for c in self.trainer.callbacks if not _waits_for_validation(c)]  # type: ignore[attr-defined]
             self.trainer.callbacks = unmonitored  # type: ignore[attr-defined]
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._open_run(ckpt_path)
+        if not self.trainer.loggers:
+            callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+            self.trainer.callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]  # type: ignore[attr-defined]
+
+    def _open_run(self, ckpt_path: str | None) -> None:
+        trainer, config = self.trainer, self.config[self.subcommand]
+        goes_on = goes_on_in(ckpt_path, config["trainer"]["default_root_dir"])
+        self.record.goes_on = goes_on is not None
+        self.run_folder = open_run(trainer, type(self.model).__name__, goes_on, self.logs)
+        if trainer.is_global_zero:
+            save_config(self.run_folder, self._parser(self.subcommand).dump(config, skip_none=False))
 
     def after_fit(self) -> None:
-        """Print the probe and kNN of this encoder beside the same encoder untrained, and where the files are."""
-        log_dir = self.trainer.log_dir  # on all processes: a broadcast
-        if not self.trainer.is_global_zero or getattr(self.trainer, "fast_dev_run", False):
+        """Write and print what was reached, beside the same encoder untrained, and where the files are."""
+        trainer, model = self.trainer, self.model
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if isinstance(self.model, Evaluation):
-            measured = {k: v for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
-            print("\n" + "\n".join(f"{name:42}  {value.item():.4g}" for name, value in measured.items()))
+        if isinstance(model, Evaluation) and self._validates() and self.record.validated_step != trainer.global_step:
+            trainer.validate(model, self.datamodule, verbose=False)  # the weights of the last checkpoint
+        if not trainer.is_global_zero:
+            return
+        measured = {}
+        if not isinstance(model, Evaluation):
+            measured = {"last": self._probe(model), "random_initialization": self._probe(self.untrained)}
+        found = run_results(self.run_folder, trainer, model, self.datamodule, measured)
+        found["command"] = shlex.join(["sslmodules", self.subcommand, *self.typed])
+        found["seed"] = self.config[self.subcommand]["seed_everything"]
+        write_results(self.run_folder, found)
+        log_results(trainer, model, found)
+        if not self._validates():
+            print("\nnothing is measured: there are no validation images")
+        elif isinstance(model, Evaluation):
+            print("\n" + "\n".join(f"val/{name:38}  {value:.4g}" for name, value in found["metrics"]["last"].items()))
         else:
-            names = type(self.model).__name__, "the same encoder at random initialisation"
-            both = self.model, self.untrained
-            print("\n" + table([(name, self._probe(model)) for name, model in zip(names, both, strict=True)]))
-        for checkpoint in self.trainer.checkpoint_callbacks:
-            path = getattr(checkpoint, "best_model_path", "")  # the latest, where nothing is monitored
-            if path:
-                which = "last" if getattr(checkpoint, "monitor", None) is None else "best"
-                print(f"{which} checkpoint   {short(path)}")
-        if log_dir:
-            print(f"logs, pictures    {short(log_dir)}")
+            names = type(model).__name__, "the same encoder at random initialisation"
+            print("\n" + table(list(zip(names, measured.values(), strict=True))))
+        print(files(self.run_folder, found, self._validates()))
 
     def after_validate(self) -> None:
         """Print the probe and kNN of the encoder on the validation images."""
@@ -154,9 +206,10 @@ class CLI(LightningCLI):
             return None
         model.to(self.trainer.strategy.root_device)  # Lightning has moved it to the CPU
         trainer, self.datamodule.trainer = self.datamodule.trainer, None  # with one, a loader has this process's share
-        loaders = self.datamodule.train_dataloader(), self.datamodule.val_dataloader()
+        train, val = self.datamodule.train_dataloader(), self.datamodule.val_dataloader()
         self.datamodule.trainer = trainer
-        return probe(model, *loaders, stages=STAGES if model.specialised else 0)
+        val = val[0] if isinstance(val, (list, tuple)) else val
+        return probe(model, train, val, stages=STAGES if model.specialised else 0, few=True)
 
     def _validates(self) -> bool:
         return self.trainer.limit_val_batches != 0 and bool(self.datamodule.val_dataloader())
@@ -188,6 +241,7 @@ class CLI(LightningCLI):
 
 def run(name: str, args: list[str]) -> None:
     """Run ``sslmodules fit``, ``validate``, ``test`` or ``predict``."""
+    quiet(name)
     TrainerParser.command = name
     TrainerParser.show_all = "all" in args and args[args.index("all") - 1] in ("-h", "--help")
     complete = [name, *completed(name, [a for a in args if not (TrainerParser.show_all and a == "all")])]
@@ -206,8 +260,7 @@ def run(name: str, args: list[str]) -> None:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_class=TrainerParser,
-        save_config_callback=None if name == "predict" else SaveConfigCallback,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=None,  # it is written into the folder of the run, before the run
         args=None if from_shell else complete,
     )
 

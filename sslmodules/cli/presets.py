@@ -62,7 +62,7 @@ def with_preset(args: list[str]) -> list[str]:
         ValueError: an unknown preset, or one that has no recipe for the method.
     """
     options = dict(pairwise([*args, ""]))
-    preset, sections = options.get("--preset"), _config_sections(args)
+    preset, sections = options.get("--preset"), config_sections(args)
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"--preset {preset}: there is no such preset; expected {', '.join(PRESETS)}")
     method = options.get("--model") or _class_name(sections.get("model"))
@@ -190,7 +190,7 @@ def _config_path(name: str) -> str:
     raise FileNotFoundError(f"--config {name}: there is no such file, and no recipe of that name in the package{hint}")
 
 
-def _config_sections(args: list[str]) -> dict[str, Any]:
+def config_sections(args: list[str]) -> dict[str, Any]:
     """What the config files of a command line say, of several the last by section."""
     files = [a for option, a in pairwise(args) if option in ("--config", "-c")]
     read = (yaml.safe_load(Path(file).read_text(encoding="utf-8")) for file in files if Path(file).is_file())

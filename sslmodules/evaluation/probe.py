@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from sslmodules.datamodules.images import PairedSet
 from sslmodules.evaluation.cache import in_order
 from sslmodules.evaluation.classifiers import accuracy, cluster_nmi, few_labels, linear_classifier
 from sslmodules.evaluation.features import features_of
@@ -44,11 +43,13 @@ def probe(
 
     Args:
         module: any module whose forward gives (B, D).
-        train: loader to fit on; see :func:`~sslmodules.evaluation.extract`.
+        train: loader to fit on; see :func:`~sslmodules.evaluation.extract`. The images of a map-style dataset are read
+            in their order and once each, whatever its sampler does, so that a result does not depend on the epoch.
         test: loader to measure on.
         k: neighbours that vote.
         temperature: of their votes.
-        max_images: of either loader; more are left unread.
+        max_images: of either loader; of more, so many are taken evenly, or the first where the loader has no map-style
+            dataset.
         stages: how many stages of the encoder to probe as well, on the mean of their maps, by
             :meth:`sslmodules.SSLModule.features`. Of more stages (a transformer's blocks) so many are taken, evenly,
             the last among them. The last stage of a pretext method serves its task, and the best one lies before it
@@ -57,14 +58,12 @@ def probe(
             :func:`~sslmodules.evaluation.classifiers.cluster_nmi`.
         few: fit as well with 10 % and 1 % of the labels, where pretraining matters most; see
             :func:`~sslmodules.evaluation.classifiers.few_labels`. The images are not read again.
-        seed: of the labels that are kept. The draw also depends on the order of ``train``.
+        seed: of the labels that are kept.
 
     Returns:
         The result, or None where either has no labels or ``train`` has fewer than two classes.
     """
-    if isinstance(getattr(train, "dataset", None), PairedSet):
-        train = in_order(train)  # the labeled images, which ride along several times an epoch, once each
-    x, x_test = (features_of(module, loader, stages, max_images) for loader in (train, test))
+    x, x_test = (features_of(module, _whole(loader, max_images), stages, max_images) for loader in (train, test))
     y, y_test = x.labels, x_test.labels
     if not len(y) or not len(y_test) or len(y.unique(dim=0)) < 2:
         return None
@@ -84,3 +83,10 @@ def probe(
         cluster_nmi(x_test.representation, y_test) if clusters else None,
         {f: (len(i), linear(x.representation, x_test.representation, i)) for f, i in shares.items()},
     )
+
+
+def _whole(loader: Iterable[Any], max_images: int) -> Iterable[Any]:
+    """All images of a loader in their order; labeled images that ride along with others take their place."""
+    dataset = getattr(loader, "dataset", None)
+    is_map = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return in_order(loader, max_images) if is_map else loader

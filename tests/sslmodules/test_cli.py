@@ -1,6 +1,8 @@
 """The command line as a user types it; small runs on embedded data."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from runs import same_bits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import sslmodules
 from sslmodules import cli, configs
@@ -56,13 +59,18 @@ def pictures(folder, count=12):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
 
 
+def the_run(method="simclr"):
+    [run] = Path("runs").glob(f"{method}-*")
+    return run
+
+
 def test_fit_validate_test_and_predict(capsys):
     cli.main(RUN)
     out = capsys.readouterr().out
     assert "SimCLR" in out
     assert "the same encoder at random initialisation" in out
-    assert "linear probe   kNN" in out
-    run = Path("lightning_logs/version_0")
+    assert "linear probe  10% of labels   1% of labels     kNN" in out
+    run = the_run()
     assert f"last checkpoint   {run}/checkpoints/last.ckpt" in out
     assert f"best checkpoint   {run}/checkpoints/best.ckpt" in out
     assert (run / "config.yaml").is_file()
@@ -102,7 +110,7 @@ def test_the_untrained_method_of_the_table_is_untrained_as_a_whole(monkeypatch):
 
 def test_the_last_checkpoint_is_that_of_the_last_epoch_whatever_is_best(capsys):
     cli.main([*RUN, "--trainer.max_epochs", "3", "--checkpoint.every_n_epochs", "2"])
-    run = Path("lightning_logs/version_0/checkpoints")
+    run = the_run() / "checkpoints"
     assert torch.load(run / "last.ckpt", weights_only=True)["epoch"] == 3  # epochs done
     assert torch.load(run / "best.ckpt", weights_only=True)["epoch"] == 1
     assert sorted(p.name for p in run.iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -112,7 +120,7 @@ def test_without_validation_the_last_checkpoint_is_there(capsys):
     pictures(Path("photos"))
     data = ["--data", "ImageFolder", "--data.root", "photos", "--data.val_fraction", "0", "--data.batch_size", "4"]
     cli.main(["fit", "--model", "SimCLR", *SMALL, *data, "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"])
-    run = Path("lightning_logs/version_0/checkpoints")
+    run = the_run() / "checkpoints"
     assert [p.name for p in run.iterdir()] == ["last.ckpt"]
     out = capsys.readouterr().out
     assert f"last checkpoint   {run}/last.ckpt" in out
@@ -121,14 +129,14 @@ def test_without_validation_the_last_checkpoint_is_there(capsys):
 
 def test_a_linear_probe_is_fitted_and_validated_from_a_checkpoint(capsys):
     cli.main(RUN)
-    ckpt = "lightning_logs/version_0/checkpoints/last.ckpt"
+    ckpt = str(the_run() / "checkpoints/last.ckpt")
     probe = ["--model", "LinearProbe", "--model.ckpt", ckpt, "--model.learning_rates", "[0.1, 1.0]"]
     cli.main(["fit", *probe, *RUN[RUN.index("--data") :]])
     out = capsys.readouterr().out
     assert "val/accuracy" in out
     assert "val/best_learning_rate" in out
     Path(ckpt).unlink()  # a probe's own checkpoint does without
-    cli.main(["validate", "--ckpt_path", "lightning_logs/version_1/checkpoints/best.ckpt", "--data", "Digits"])
+    cli.main(["validate", "--ckpt_path", str(the_run("linear_probe") / "checkpoints/best.ckpt"), "--data", "Digits"])
     assert "val/accuracy" in capsys.readouterr().out
 
 
@@ -227,13 +235,59 @@ def test_a_corrupt_picture_is_named_or_skipped(capsys):
         cli.main([*args, "--data.on_error", "skip"])
 
 
-def test_without_labels_the_table_says_what_to_do(capsys):
+@pytest.mark.parametrize(
+    ("method", "best"),
+    [
+        (["MoCo", "--model.queue_size", "16"], "none: without labels nothing tells the best epoch of MoCo"),
+        (["Rotation"], r"runs/rotation-[-\d]*/checkpoints/best.ckpt  \(epoch \d, step \d, val/loss"),
+    ],
+)
+def test_without_labels_best_is_what_the_pretext_task_says_or_nothing(method, best, capsys):
     pictures(Path("photos"), 24)
     folder = ["--data", "ImageFolder", "--data.root", "photos", "--data.batch_size", "4", "--data.num_workers", "0"]
-    cli.main(["fit", "--model", "MoCo", "--model.queue_size", "16", *SMALL, *folder, "--trainer.max_epochs", "1"])
+    cli.main(["fit", "--model", *method, *SMALL, *folder, "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"])
     out = capsys.readouterr().out
     assert "no labels to probe with" in out
-    assert "best checkpoint" in out
+    assert re.search(f"^best checkpoint   {best}", out, re.MULTILINE)
+    assert len(list(Path("runs").rglob("best.ckpt"))) == best.startswith("runs")
+
+
+def test_results_stand_in_tensorboard_beside_the_hyperparameters():
+    cli.main([*RUN, "--trainer.limit_train_batches", "1"])
+    results = json.loads((the_run() / "results.json").read_text())
+    events = EventAccumulator(str(the_run())).Reload()
+    for name, value in results["metrics"]["last"].items():
+        [scalar] = events.Scalars(f"results/{name}")
+        assert (scalar.step, scalar.value) == (results["steps"], pytest.approx(value))
+    assert "_hparams_/experiment" in events.summary_metadata
+    assert "hp_metric" not in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize(
+    ("option", "folder"),
+    [
+        (["--trainer.logger", "false"], "runs/simclr-*"),
+        (["--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "mine"], "mine/lightning_logs/version_0"),
+    ],
+)
+def test_a_run_without_our_logger_leaves_its_files_all_the_same(option, folder):
+    cli.main([*RUN, *option, "--trainer.limit_train_batches", "1"])
+    [run] = Path().glob(folder)
+    assert {"config.yaml", "results.json", "checkpoints"} <= {path.name for path in run.iterdir()}
+    assert (run / "checkpoints/last.ckpt").is_file()
+    assert not list(Path().rglob("events*"))
+
+
+def test_a_trial_run_writes_nothing():
+    cli.main([*RUN, "--trainer.fast_dev_run", "true"])
+    assert not list(Path().iterdir())
+
+
+def test_validation_writes_nothing(tmp_path):
+    cli.main([*RUN, "--trainer.limit_train_batches", "1"])
+    before = sorted(Path().rglob("*"))
+    cli.main(["validate", "--ckpt_path", "best"])
+    assert sorted(Path().rglob("*")) == before
 
 
 def command(folder, *args):

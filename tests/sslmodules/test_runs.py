@@ -107,7 +107,7 @@ def test_a_run_that_goes_on_keeps_its_earlier_settings_and_results():
     assert sorted(os.listdir(folder)) == ["config.yaml", "results-1.json"]
     runs.write_results(folder, {"method": "second"})
     runs.set_aside(folder, same | {"trainer": {"max_epochs": 5}})
-    assert sorted(os.listdir(folder)) == ["config-1.yaml", "results-1.json", "results-2.json"]
+    assert sorted(os.listdir(folder)) == ["config-1.yaml", "config.yaml", "results-1.json", "results-2.json"]
     assert json.loads((folder / "results-2.json").read_text())["method"] == "second"
 
 

@@ -84,6 +84,12 @@ def test_a_column_that_there_is_not_is_named_with_the_nearest():
             table({"a": results(**PROBED)}, wrong)
 
 
+def test_an_unknown_option_is_one_sentence(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--srot", "probe"])
+    assert capsys.readouterr().err.splitlines() == ["sslmodules: error: unrecognized arguments: --srot"]
+
+
 def test_without_runs_there_is_one_sentence(folder, capsys):
     with pytest.raises(SystemExit):
         cli.main(["compare"])

@@ -114,8 +114,8 @@ class ImageFolder(FileFolder):
         if reads == "squares" or squares is None:
             return super().predict_dataloader()
         held: Pictures = squares.dataset
-        side = self.size if reads == "full size" else min(held.shape)
-        whole = WholePictures(held.files, held.labels, side, self.mode, self.on_error)
+        full = reads == "full size" and self.size is None
+        whole = WholePictures(held.files, held.labels, None if full else min(held.shape), self.mode, self.on_error)
         self._splits["whole"] = ImageSet(whole)
         return self._in_order("whole", 1)
 

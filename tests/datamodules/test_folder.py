@@ -201,15 +201,16 @@ def test_whole_pictures_come_one_by_one_for_a_module_that_asks_for_them(tmp_path
     for i, size in enumerate(sizes):
         picture(tmp_path / f"{i}.png", size)
     found = {}
-    for reads in ("squares", "whole", "full size"):
-        data = ImageFolder(str(tmp_path), size=None if reads == "full size" else 8, batch_size=3, num_workers=0)
+    for reads, size in (("squares", 8), ("whole", (8, 10)), ("full size", None), ("full size", 10)):
+        data = ImageFolder(str(tmp_path), size=size, batch_size=3, num_workers=0)
         data.trainer = SimpleNamespace(
             lightning_module=SimpleNamespace(predicts_on=reads), num_devices=1, world_size=1, predicting=True
         )
-        found[reads] = [tuple(batch.shape) for batch in data.predict_dataloader()]
-    assert found["squares"] == [(3, 3, 8, 8)]
-    assert found["whole"] == [(1, 3, 8, 12), (1, 3, 32, 8), (1, 3, 8, 8)]
-    assert found["full size"] == [(1, 3, h, w) for w, h in sizes]
+        found[reads, size] = [tuple(batch.shape) for batch in data.predict_dataloader()]
+    assert found["squares", 8] == [(3, 3, 8, 8)]
+    assert found["whole", (8, 10)] == [(1, 3, 8, 12), (1, 3, 32, 8), (1, 3, 8, 8)]
+    assert found["full size", None] == [(1, 3, h, w) for w, h in sizes]
+    assert found["full size", 10] == [(1, 3, 10, 15), (1, 3, 40, 10), (1, 3, 10, 10)]
 
 
 def test_more_processes_than_files_to_predict_on_are_refused_in_one_sentence(tmp_path):

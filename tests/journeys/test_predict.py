@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flowers import flowers
+from PIL import Image
 
 import sslmodules
 from sslmodules.datamodules.pictures import read_picture
@@ -85,3 +86,30 @@ def test_a_target_that_cannot_be_written_is_one_sentence(classifier):
     assert "taken/answers.csv cannot be written" in said
     assert "Traceback" not in said
     assert Path(classifier.folder / "taken").read_text() == "a file, not a folder"
+
+
+def test_masks_of_new_photographs_have_their_size_and_the_names_that_training_had(person):
+    flowers(person.folder / "new", 3)
+    for split, count in (("train", 8), ("val", 4)):
+        for file in flowers(person.folder / "images" / split, count, seed=count).rglob("*.jpg"):
+            mask = person.folder / "masks" / file.relative_to(person.folder / "images").with_suffix(".png")
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.asarray(Image.open(file)).astype(int)
+            Image.fromarray((pixels[..., 1] < pixels.max(2)).astype(np.uint8)).save(mask)  # what is not green
+    person.run(
+        "fit", "--model", "SemanticSegmentation", *TINY, "--model.size", 32, "--model.train_encoder", "true",
+        "--model.learning_rate", 0.02, "--data", "MaskFolder", "--data.images", "images/{split}",
+        "--data.masks", "masks/{split}", "--data.classes", '["leaves", "petals"]', "--data.batch_size", 4,
+        "--data.num_workers", 0, "--trainer.max_epochs", 6,
+    )  # fmt: skip
+    [last] = person.folder.rglob("last.ckpt")
+    before = set(person.folder.iterdir())
+    person.run("predict", "--ckpt_path", last, "--data", "ImageFolder", "--data.root", "new", "--data.num_workers", 0,
+               "--masks.folder", "found")  # fmt: skip
+    assert set(person.folder.iterdir()) - before == {person.folder / "found"}
+    assert (person.folder / "found" / "classes.txt").read_text() == "leaves\npetals\n"
+    for photo in (person.folder / "new").rglob("*.jpg"):
+        mask = Image.open(person.folder / "found" / photo.relative_to(person.folder / "new").with_suffix(".png"))
+        pixels = np.asarray(Image.open(photo)).astype(int)
+        assert mask.size == pixels.shape[1::-1]
+        assert (np.asarray(mask) == (pixels[..., 1] < pixels.max(2))).mean() > 0.8

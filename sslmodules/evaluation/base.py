@@ -281,9 +281,9 @@ class Evaluation(SSLModule):
         """
         if self.input_kind == "sound":
             return {}
-        logits, names = self.logits(images).float(), self.names()
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
-        found = probabilities > 0.5 if self.multi_label else probabilities == probabilities.amax(1, keepdim=True)
+        probabilities, names = self.probabilities(self.logits(images)), self.names()
+        best = F.one_hot(probabilities.argmax(1), probabilities.shape[1]) > 0
+        found = probabilities > 0.5 if self.multi_label else best
         captions = [
             ", ".join(f"{names[i]} {row[i]:.0%}" for i in chosen.nonzero().flatten().tolist()) or "none"
             for row, chosen in zip(probabilities.tolist(), found, strict=True)

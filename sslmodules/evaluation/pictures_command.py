@@ -83,7 +83,7 @@ def _images(module: SSLModule, files: Sequence[str], count: int, size: int | Non
 
 
 def _clips(module: SSLModule, folder: str, count: int, size: int | None) -> Tensor:
-    noted, shape = getattr(module, "input_format", None), _trained_size(module, size)
+    noted, shape = module.input_format, _trained_size(module, size)
     data = VideoFrames(
         folder,
         frames=FRAMES if noted is None else noted.shape[0],
@@ -100,7 +100,6 @@ def _trained_size(module: SSLModule, size: int | None) -> tuple[int, int] | None
     """Height and width of what the method is shown: as given, as in its training, or those of its views."""
     if size is not None:
         return size, size
-    noted = getattr(module, "input_format", None)
-    if noted is not None:
-        return noted.size
+    if module.input_format is not None:
+        return module.input_format.size
     return None if module.size is None else (module.size, module.size)

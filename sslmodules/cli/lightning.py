@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from sslmodules.as_trained import read_as_trained
@@ -158,9 +158,6 @@ class CLI(LightningCLI):
             self.trainer.callbacks = unmonitored  # type: ignore[attr-defined]
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._open_run(ckpt_path)
-        if not self.trainer.loggers:
-            callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
-            self.trainer.callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]  # type: ignore[attr-defined]
 
     def _open_run(self, ckpt_path: str | None) -> None:
         trainer, config = self.trainer, self.config[self.subcommand]

@@ -1,7 +1,12 @@
 """The last checkpoint: whatever validates when, its weights are those at the end."""
 
+import contextlib
+import os
+import shutil
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from sslmodules import MoCo
 from sslmodules.callbacks import LastCheckpoint
 from sslmodules.datamodules import LabeledDataModule
+from sslmodules.storage import StorageError
 from sslmodules.trainer_state import gradients_pending
 
 TINY = {"encoder": "conv4", "encoder_args": {"widths": (4,)}, "hidden_dim": 4, "output_dim": 4}
@@ -214,3 +220,38 @@ def test_what_killed_runs_have_left_is_gone_at_the_next_start(tmp_path):
     fit(other.parent, max_epochs=1)
     assert not old.exists()
     assert [p.name for p in other.parent.iterdir()] == ["last.ckpt"]
+
+
+class NoSpace(LastCheckpoint):
+    """Let the first process find its disk full when training begins; note what each says."""
+
+    def on_fit_start(self, trainer, pl_module):
+        if trainer.is_global_zero:
+            shutil.disk_usage = lambda path: SimpleNamespace(free=7)
+        try:
+            super().on_fit_start(trainer, pl_module)
+        except StorageError as error:
+            Path(self.dirpath, f"said-{trainer.global_rank}").write_text(str(error))
+        trainer.strategy.barrier()  # the first to end takes the other one with it
+        raise RuntimeError
+
+
+def on_two_processes(folder, *callbacks):
+    pid = os.fork()  # a process of its own, since the strategy leaves its mark
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            fit(folder, *callbacks, max_epochs=1, interval=timedelta(0), strategy="ddp_fork", devices=2)
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def test_two_processes_write_one_file(tmp_path):
+    on_two_processes(tmp_path)
+    assert saved(tmp_path)["global_step"] == 2
+
+
+def test_two_processes_say_alike_that_there_is_no_space(tmp_path):
+    on_two_processes(tmp_path, NoSpace(tmp_path))
+    first, second = ((tmp_path / f"said-{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    assert "bytes are needed and 7 bytes are free there" in first

@@ -162,5 +162,6 @@ class ResumableLoader(DataLoader):
             return []
         stop = state_dict["position"] // self.sampler.num_replicas
         start = (stop - 1) // self.batch_size * self.batch_size  # type: ignore[operator]
-        rows = self.sampler.order(state_dict["epoch"])[start:stop].tolist() if images.files else []
-        return [images.files[row] for row in rows]
+        files = images.files
+        rows = self.sampler.order(state_dict["epoch"])[start:stop].tolist() if len(files) == len(images) else []
+        return [files[row] for row in rows]

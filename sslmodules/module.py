@@ -491,7 +491,7 @@ class SSLModule(LightningModule):
         Raises:
             NotFiniteError: the losses so far or the weights are not finite.
         """
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in [] if self._trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, FiniteLoss):  # Lightning does not ask callbacks where weights alone are saved
                 callback.check(self.trainer, self)
         checkpoint["sslmodules"] = {

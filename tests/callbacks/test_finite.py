@@ -27,7 +27,7 @@ class Diverges(SimCLR):
         out = super().training_step(batch, batch_idx)
         if self.trainer.fit_loop.epoch_loop.total_batch_idx == self.at:
             out["loss"] = out["loss"] * self.value
-            out["accuracy"] = out["accuracy"] * self.value
+            out["pair_accuracy"] = out["pair_accuracy"] * self.value
         self.batches += 1
         return out
 
@@ -59,8 +59,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_its_step_and_the_checkpoint_i
     error = run_into(module, tmp_path, precision=precision)
     assert module.batches == 7
     assert str(error) == (
-        f"the loss is {value} at batch 2 of epoch 1 (optimizer step 7), as is its term accuracy; the loader does not "
-        f"know its files. The last good checkpoint is {tmp_path / 'last.ckpt'}; go on from there with a lower "
+        f"the loss is {value} at batch 2 of epoch 1 (optimizer step 7), as is its term pair_accuracy; the loader does "
+        f"not know its files. The last good checkpoint is {tmp_path / 'last.ckpt'}; go on from there with a lower "
         "learning rate, or pass FiniteLoss(stop=False) (--finite.stop false) to ignore it"
     )
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 6

@@ -82,10 +82,11 @@ def with_preset(args: list[str]) -> list[str]:
     method = method or METHODS[kind_of(data)]
     preset = preset or ("small" if gpu and facts is not None and facts.count >= MANY else "tiny")
     recipe = read_recipe(preset, CPC_SECTIONS[kind_of(data)] if method == "CPC" else method)
-    recipe["data"] = {k: v for k, v in recipe["data"].items() if accepts(data, k)}
+    recipe["data"] = {k: v for k, v in recipe["data"].items() if accepts(data, k) and f"--data.{k}" not in options}
     if "--model.encoder" in options or "encoder" in (sections.get("model") or {}).get("init_args", {}):
         recipe["model"].pop("encoder_args", None)  # they belong to the preset's encoder
     if facts is not None:
+        facts = facts._replace(count=facts.count * recipe["data"].get("clips_per_video", 1))
         _fit_to_data(recipe, facts, preset)
         _fit_warmup(recipe, method, options)
         if chosen:

@@ -139,6 +139,15 @@ def test_sound_and_video_have_methods_of_their_own(tmp_path, monkeypatch):
         assert choose(monkeypatch, folder, DataFacts(100, kind))["--model"] == method
 
 
+def test_clips_are_counted_as_the_recipe_takes_them_out_of_videos(tmp_path, monkeypatch, capsys):
+    folder = ["--data", "VideoFrames", "--data.root", str(tmp_path)]
+    words = choose(monkeypatch, folder, DataFacts(50, "clip"))
+    assert "there are 1,000 clips" in capsys.readouterr().err
+    assert int(words["--trainer.max_epochs"]) * 1000 * presets.ITEM_SECONDS["tiny"]["clip"] <= presets.BUDGET["tiny"]
+    words = choose(monkeypatch, folder, DataFacts(50, "clip"), False, "--data.clips_per_video", "1")
+    assert "there are 50 clips" in capsys.readouterr().err
+
+
 def test_a_paper_keeps_its_global_batch_on_fewer_devices(photos):
     words = values(completed("fit", ["--model", "moco", "--preset", "paper", *photos]))
     assert words["--model.encoder"] == "resnet50"

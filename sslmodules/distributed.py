@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 
@@ -24,9 +23,10 @@ def works_alone(command: str) -> bool:
 
     It says so where there are other devices or processes, as of torchrun or SLURM.
     """
-    if rank_zero_only.rank > 0:  # type: ignore[attr-defined]
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) > 0:
         return False
-    if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    processes = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    if torch.cuda.device_count() > 1 or processes > 1:
         device = "cuda:0" if torch.cuda.is_available() else "the CPU"
         print(f"{command} runs in one process, on {device}; other devices and processes are left alone", flush=True)
     return True

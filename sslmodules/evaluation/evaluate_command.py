@@ -121,7 +121,7 @@ def evaluate(
             measures = Measures(like.module, like.weights, images, features, seed)
             trained = supervised_encoder(measures, supervised, file, seed)
         encoders.append(_Encoder(SUPERVISED, trained, None, weights_key(trained)))
-    named = {each.name: report.begin(each.name, each.ckpt, each.weights) for each in encoders}
+    named = {each.name: report.begin(each.name, each.ckpt, each.weights, each.longer_name) for each in encoders}
     with report.changing() as content:
         content |= {
             "data": type(data).__name__,
@@ -142,12 +142,16 @@ def evaluate(
 
 
 class _Encoder(NamedTuple):
-    """An encoder, its name in the report, the checkpoint where there is one, and the key of its weights."""
+    """An encoder, its name in the report, the checkpoint where there is one, and the key of its weights.
+
+    The longer name is for a report in which another encoder has this one.
+    """
 
     name: str
     module: Evaluation
     ckpt: str | None
     weights: str
+    longer_name: str | None = None
 
 
 class _Heads(NamedTuple):
@@ -261,7 +265,8 @@ def _encoders(ckpt: Sequence[str], encoder: str | None, seed: int) -> list[_Enco
         weights = weights_key(module)
         untrained.setdefault(weights, each._replace(module=module, ckpt=None, weights=weights))
     several = len(untrained) > 1
-    found += [each._replace(name=f"{RANDOM} {each.name}" if several else RANDOM) for each in untrained.values()]
+    names = {f"{RANDOM} {each.name}": each for each in untrained.values()}
+    found += [each._replace(name=name if several else RANDOM, longer_name=name) for name, each in names.items()]
     return found
 
 

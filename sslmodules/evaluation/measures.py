@@ -155,15 +155,15 @@ class Measures:
             return None
         queries = evenly(len(test), SHOWN)  # type: ignore[arg-type]
         q, bank = (F.normalize(x, dim=1) for x in (self.test.representation[queries], self.train.representation))
-        nearest = (q @ bank.T).topk(min(SHOWN, len(bank)), 1).indices.tolist()
+        nearest = (q @ bank.T).topk(min(SHOWN, len(bank)), 1).indices  # (rows, neighbors)
         rows = [
             torch.stack([image_at(test, i), *(image_at(train, n) for n in row)])
-            for i, row in zip(queries, nearest, strict=True)
+            for i, row in zip(queries, nearest.tolist(), strict=True)
         ]
-        captions = ["held-out image", "nearest", *(f"{n}. nearest" for n in range(2, len(nearest[0]) + 1))]
+        captions = ["held-out image", "nearest", *(f"{n}. nearest" for n in range(2, nearest.shape[1] + 1))]
         right = None
         if self.train.labels.ndim == 1:
-            same = self.train.labels[nearest] == self.test.labels[queries, None]  # (rows, neighbors)
+            same = self.train.labels[nearest] == self.test.labels[queries][:, None]
             right = F.pad(same.int(), (1, 0), value=-1)
         return Tiles(torch.stack(rows), captions, right)
 

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,12 @@ class Results:
             ) from error
         return content
 
-    def begin(self, name: str, path: str | None, weights: str) -> str:
+    def begin(self, name: str, path: str | None, weights: str, longer_name: str | None = None) -> str:
         """Keep what is known of an encoder with these weights, and return its name in the report.
 
-        That is the name under which the report has it already, else ``name``, with a number behind it where an encoder
-        from another file is called so. Of the same file with other weights, trained on since, nothing is kept.
+        That is the name under which the report has it already, else ``name``, or ``longer_name`` where another encoder
+        is called so, with a number behind it where that is taken too. Of the same file with other weights, trained on
+        since, nothing is kept.
         """
         with self.changing() as content:
             encoders = content["encoders"]
@@ -73,7 +74,8 @@ class Results:
             found = next((k for k in of_file if encoders[k]["weights"] == weights), None)
             if found is None:
                 trained_on = of_file if path else []  # encoders without a file are others
-                names = (name if number == 1 else f"{name} {number}" for number in count(1))
+                longer = longer_name or name
+                names = chain([name, longer], (f"{longer} {number}" for number in count(2)))
                 found = next(k for k in names if k not in encoders or k in trained_on)
                 encoders[found] = {"weights": weights, "results": {}, "path": path}
             self._weights[found] = weights

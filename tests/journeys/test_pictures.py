@@ -33,7 +33,7 @@ def test_tensorboard_has_groups_and_a_single_learning_rate(run):
     events = EventAccumulator(str(run[0]))
     events.Reload()
     scalars = set(events.Tags()["scalars"]) - {"epoch"}
-    assert {name.split("/")[0] for name in scalars} == {"train", "val", "probe", "monitor"}
+    assert {name.split("/")[0] for name in scalars} == {"train", "val", "probe", "monitor", "results"}
     assert {"train/color_accuracy", "val/color_accuracy", "probe/knn/val_accuracy"} <= scalars
     assert [name for name in scalars if "rate" in name or "lr" in name] == ["monitor/learning_rate"]
     assert [event.step for event in events.Images("pictures/colours")] == [0, 4]
@@ -47,4 +47,4 @@ def test_own_pictures_without_labels(newcomer, run):
     assert width > 3 * 64
     assert height > 4 * 64
     again = newcomer.run("pictures", "--ckpt", run[1], "--images", "garden", "--out", "seen", status=1)
-    assert re.fullmatch(r"sslmodules: error: seen/colours.png exists and would be written over; .*", again.strip())
+    assert again.startswith("sslmodules: error: seen/colours.png exists and would be written over; ")

@@ -259,3 +259,15 @@ def test_unknown_names_are_one_sentence(checkpoint, tmp_path):
     with pytest.raises(FileNotFoundError, match="no.ckpt"):
         command.evaluate(["no.ckpt"], labeled(), out=str(tmp_path / "out"))
     assert not Path(tmp_path / "out").exists()
+
+
+def test_neighbors_of_the_same_class_are_marked_as_right(checkpoint, tmp_path):
+    images = measures.labeled_images(labeled(), 100)
+    found = measures.Measures(command.Evaluation(checkpoint), "weights", images, tmp_path, seed=0)
+    tiles = found.neighbours()
+    assert tiles.captions[:3] == ["held-out image", "nearest", "2. nearest"]
+    train, test = (loader.dataset for loader in images[:2])
+    for tile, mark in zip(tiles.images, tiles.right, strict=True):
+        [label] = [int(y) for x, y in test if torch.equal(x / 255, tile[0])]
+        same = [int(next(y for x, y in train if torch.equal(x / 255, each)) == label) for each in tile[1:]]
+        assert mark.tolist() == [-1, *same]

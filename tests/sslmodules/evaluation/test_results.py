@@ -96,7 +96,8 @@ def test_one_file_given_twice_is_measured_twice(tmp_path):
     ]
     assert Results(tmp_path, {}).begin("SimCLR", "a.ckpt", "1") == "SimCLR 1"
     assert Results(tmp_path, {}).begin("random", None, "random ViT") == "random ViT"
-    assert Results(tmp_path, {}).begin("random", None, "another") == "random 2"
+    assert Results(tmp_path, {}).begin("random", None, "another", "random MAE") == "random MAE"
+    assert Results(tmp_path, {}).begin("random", None, "a third", "random MAE") == "random MAE 2"
 
 
 def test_results_of_old_weights_do_not_go_to_those_trained_on_since(tmp_path):

@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
     loss: Tensor
     terms: dict[str, Tensor]  # scalar metrics
-    count: int  # batches of the run before this one
+    number: int  # batches of the run before this one
     epoch: int
     batch_idx: int
     global_step: int  # optimizer steps done
@@ -122,13 +122,13 @@ class FiniteLoss(Callback):
         if steps:
             finite = torch.stack([step.loss.detach().isfinite().any() for step in steps]).tolist()
             bad = next((step for step, fine in zip(steps, finite, strict=True) if not fine), None)
-        first = -NEVER if bad is None else -bad.count
+        first = -NEVER if bad is None else -bad.number
         if world_size() > 1:
             first = int(all_reduced(torch.tensor(first, device=trainer.strategy.root_device), "max"))
         if first == -NEVER:
             return
         # The same sentence on all processes, of one that met it first.
-        own = None if bad is None or bad.count != -first else _described(trainer, bad)
+        own = None if bad is None or bad.number != -first else _described(trainer, bad)
         sentence, files = next(found for found in all_gathered_objects(own) if found is not None)
         if self.stop:
             raise NotFiniteError(f"{sentence}. {_advice(trainer)}", files)

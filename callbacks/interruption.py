@@ -56,7 +56,7 @@ class Interruption(Callback):
         self._last = (last + added)[0]
         others = [c for c in trainer.callbacks if c is not self and c not in timers]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, *added, self]  # type: ignore[attr-defined]
-        trainer._signal_connector._sigterm_notifier_fn = lambda number, frame: None  # type: ignore[method-assign]
+        trainer._signal_connector._sigterm_notifier_fn = lambda number, frame: None  # type: ignore[method-assign,assignment]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if trainer.world_size > 1 and self._group is None:
             self._group = dist.new_group(backend="gloo")

@@ -31,7 +31,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(
         self,
-        dirpath: str | os.PathLike[str] | None = None,
+        dirpath: str | Path | None = None,
         train_time_interval: timedelta | None = timedelta(minutes=30),
     ) -> None:
         super().__init__(dirpath, save_top_k=0, train_time_interval=train_time_interval)

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def __init__(self) -> None:
         self._tidied: set[Path] = set()
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
 
         Raises:
@@ -40,7 +37,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_write(path, needed=tensor_bytes(checkpoint)) as file:
             torch.save(checkpoint, file)
 
-    def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint, after what a killed run has left beside it is removed."""
         if _is_local_file_protocol(path):
             self._tidy(Path(path).parent)
@@ -52,7 +49,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             remove_unfinished(folder)
 
 
-def check_space(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+def check_space(trainer: Trainer, path: str | Path) -> None:
     """Raise before training where a checkpoint will not fit, or cannot be written at all; on all processes alike.
 
     A file that is replaced needs its space twice. The optimizer's state is estimated, since it is empty before the

@@ -85,7 +85,7 @@ def to_images(module: "SSLModule", pictures: Any) -> Tensor:
     torch.Size([2, 3, 16, 16])
     """
     size = _training_size(module)
-    read = {"image": _image, "sound": _sound, "video": _clip}[module.input_kind]
+    read: Any = {"image": _image, "sound": _sound, "video": _clip}[module.input_kind]
     batch = []
     for i, item in enumerate(as_list(module, pictures)):
         x = read(module, item, f"{WORDS[module.input_kind]} {i}", size)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -39,7 +39,7 @@ def grid(tiles: Tiles, min_side: int = 64) -> Tensor:
     rows, columns, _, height, width = images.shape
     factor = -(-min_side // width)
     height, width = factor * height, factor * width
-    font = ImageFont.load_default(min(max(width // 7, 12), 18))
+    font: Any = ImageFont.load_default(min(max(width // 7, 12), 18))
     captions = list(tiles.captions)
     space = 0 if tiles.right is None else FRAME
     cell = max([width + 2 * space, *(APART + _least_width(caption, font) for caption in captions)])
@@ -99,13 +99,13 @@ def framed(pieces: Tensor, right: Tensor | None = None) -> Tensor:
     return torch.where(inside > 0, F.pad(rgb(pieces), [width] * 4), frames.to(pieces))
 
 
-def _least_width(caption: str, font: ImageFont.FreeTypeFont) -> int:
+def _least_width(caption: str, font: Any) -> int:
     """Width in px at which a caption takes few lines, and no word is broken."""
     longest = max((font.getlength(word) for word in caption.split()), default=0)
     return math.ceil(max(longest, 1.15 * font.getlength(caption) / LINES))
 
 
-def _lines(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _lines(text: str, font: Any, width: int) -> list[str]:
     """The words of a text in lines of at most so many px."""
     lines = [""]
     for word in text.split():

@@ -116,7 +116,7 @@ def begin_resumed_run(trainer: Trainer) -> None:
     write that step anew after the first batch, where gradients may be pending.
     """
     loop = trainer.fit_loop
-    epochs = loop.epoch_progress.current
+    epochs: Any = loop.epoch_progress.current
     if epochs.ready == epochs.processed:
         _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the setter of the base, which obeys
     for callback in trainer.checkpoint_callbacks if loop.is_resuming else ():

@@ -1,5 +1,6 @@
 """What is known of the training data before a run: enough to choose a recipe for it."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from itertools import pairwise
@@ -21,13 +22,13 @@ SAMPLED = 9  # files whose sizes are read
 class DataFacts(NamedTuple):
     """Number and kind of the training items; height and width of the files of pictures, the median of some."""
 
-    count: int
+    items: int
     kind: Kind
     size: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         size = "" if self.size is None else f" of about {self.size[1]}x{self.size[0]} px"
-        return f"{self.count:,} {self.kind}{'s' * (self.count != 1)}{size}"
+        return f"{self.items:,} {self.kind}{'s' * (self.items != 1)}{size}"
 
 
 def built_data(args: list[str], section: Mapping[str, Any] | None) -> LightningDataModule | None:
@@ -65,7 +66,7 @@ def facts_of(data: LightningDataModule) -> DataFacts:
     else:
         data.setup("fit")
         images = getattr(data.train_dataloader(), "dataset", None)
-    count = len(images) if images is not None else 0  # type: ignore[arg-type]
+    count = len(images) if images is not None else 0
     if not isinstance(data, ImageFolder):
         return DataFacts(count, kind_of(data))
     files = data.files("train")
@@ -78,4 +79,4 @@ def accepts(data: LightningDataModule, argument: str) -> bool:
     if not isinstance(data, FileFolder) and argument != "batch_size":
         return False
     constructors = (vars(cls).get("__init__") for cls in type(data).__mro__)
-    return any(argument in init.__code__.co_varnames for init in constructors if hasattr(init, "__code__"))
+    return any(argument in inspect.signature(init).parameters for init in constructors if init is not None)

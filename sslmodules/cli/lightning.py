@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from sslmodules.as_trained import read_as_trained
@@ -61,7 +61,7 @@ class CLI(LightningCLI):
     record: RunRecord
     run_folder: Path
 
-    def add_arguments_to_parser(self, parser: TrainerParser) -> None:
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Make the callbacks configurable: ``--probe.learning_rate``, ``--knn.k``, ``--checkpoint.monitor``, ..."""
         parser.add_lightning_class_args(OnlineLinearProbe, "probe")
         parser.add_lightning_class_args(OnlineKNN, "knn")

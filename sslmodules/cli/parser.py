@@ -75,11 +75,11 @@ class TrainerParser(OneLineErrors, LightningArgumentParser):
     show_all = False
     command = "fit"
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: Any = None) -> str:
         """Return the short help, or with ``--help all`` everything; of a class its own arguments."""
         if "--data" not in self._option_string_actions:
-            return re.sub("^usage: .*?\n\n", "", super().format_help(), flags=re.DOTALL)
-        return super().format_help() if self.show_all else self._short_help()
+            return re.sub("^usage: .*?\n\n", "", super().format_help(formatter), flags=re.DOTALL)
+        return super().format_help(formatter) if self.show_all else self._short_help()
 
     def _short_help(self) -> str:
         lines = [

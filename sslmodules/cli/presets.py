@@ -48,7 +48,7 @@ def with_config_paths(args: list[str]) -> list[str]:
     Raises:
         FileNotFoundError: no such file here, nor such a recipe.
     """
-    return [_config_path(a) if option in ("--config", "-c") else a for option, a in pairwise([None, *args])]
+    return [_config_path(a) if option in ("--config", "-c") else a for option, a in pairwise(["", *args])]
 
 
 def with_preset(args: list[str]) -> list[str]:
@@ -80,13 +80,13 @@ def with_preset(args: list[str]) -> list[str]:
     gpu = torch.accelerator.is_available() and options.get("--trainer.accelerator") != "cpu"
     chosen = not method
     method = method or METHODS[kind_of(data)]
-    preset = preset or ("small" if gpu and facts is not None and facts.count >= MANY else "tiny")
+    preset = preset or ("small" if gpu and facts is not None and facts.items >= MANY else "tiny")
     recipe = read_recipe(preset, CPC_SECTIONS[kind_of(data)] if method == "CPC" else method)
     recipe["data"] = {k: v for k, v in recipe["data"].items() if accepts(data, k) and f"--data.{k}" not in options}
     if "--model.encoder" in options or "encoder" in (sections.get("model") or {}).get("init_args", {}):
         recipe["model"].pop("encoder_args", None)  # they belong to the preset's encoder
     if facts is not None:
-        facts = facts._replace(count=facts.count * recipe["data"].get("clips_per_video", 1))
+        facts = facts._replace(items=facts.items * recipe["data"].get("clips_per_video", 1))
         _fit_to_data(recipe, facts, preset)
         _fit_warmup(recipe, method, options)
         if chosen:
@@ -125,18 +125,18 @@ def read_recipe(preset: str, method: str) -> Recipe:
 def _fit_to_data(recipe: Recipe, facts: DataFacts, preset: str) -> None:
     """Make batches small enough for several an epoch, and a run short enough for its budget of time."""
     given = batch_size = recipe["data"].get("batch_size", 256)
-    while batch_size > max(SMALLEST_BATCH, facts.count / 2):
+    while batch_size > max(SMALLEST_BATCH, facts.items / 2):
         batch_size //= 2
     if batch_size != given:
         recipe["data"]["batch_size"] = batch_size
     pixels = 0 if facts.size is None else facts.size[0] * facts.size[1]
     readers = max(1, len(os.sched_getaffinity(0)) - 1 if hasattr(os, "sched_getaffinity") else 1)
-    seconds = facts.count * (ITEM_SECONDS[preset][facts.kind] + pixels / PIXELS_A_SECOND / readers)
+    seconds = facts.items * (ITEM_SECONDS[preset][facts.kind] + pixels / PIXELS_A_SECOND / readers)
     epochs = BUDGET[preset] / max(seconds, 1e-9)
     trainer = recipe["trainer"]
     trainer["max_epochs"] = max(1, min(trainer["max_epochs"], int(epochs)))
     if epochs < 1:
-        batches = max(1, math.ceil(epochs * facts.count / batch_size))
+        batches = max(1, math.ceil(epochs * facts.items / batch_size))
         trainer |= {"limit_train_batches": batches, "limit_val_batches": batches}
 
 
@@ -215,4 +215,4 @@ def _words(section: str, values: Mapping[str, Any]) -> list[str]:
 
 def _without(args: list[str], *left_out: str) -> list[str]:
     """The words without some options and their values."""
-    return [a for option, a in pairwise([None, *args]) if a not in left_out and option not in left_out]
+    return [a for option, a in pairwise(["", *args]) if a not in left_out and option not in left_out]

@@ -94,4 +94,4 @@ def of_places(
     if dense.measure not in values:
         raise ValueError(f"{type(data).__name__} has no validation images to measure on; pass val= as well")
     images, truth = next(iter(data.val_dataloader()))
-    return values, dense.pictures(images[:SHOWN], truth[:SHOWN])  # type: ignore[call-arg]
+    return values, dense.pictures(images[:SHOWN], truth[:SHOWN])

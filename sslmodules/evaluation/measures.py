@@ -52,7 +52,7 @@ def labeled_images(data: LightningDataModule, max_images: int) -> LabeledImages:
                 "--data.labels true and, unless a part is held out, --data.val_root"
             )
         found.append(in_order(loader, max_images))
-    files = [[], []]
+    files: list[list[str]] = [[], []]
     if hasattr(data, "files"):
         files = [data.files("labeled") or data.files("train"), data.files("val")]
     return LabeledImages(found[0], found[1], [data_key(*pair) for pair in zip(found, files, strict=True)])

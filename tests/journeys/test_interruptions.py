@@ -32,7 +32,7 @@ def after(words, said):
 
 
 def checkpoint(folder, said):
-    return torch.load(folder / after("last checkpoint", said), weights_only=True)
+    return torch.load(folder / after("last checkpoint", said).split("  (")[0], weights_only=True)
 
 
 def test_ctrl_c_loses_nothing_where_the_printed_command_goes_on(newcomer, whole):
@@ -87,9 +87,12 @@ def test_sigterm_to_the_first_of_two_processes_ends_both_with_a_checkpoint(perso
     flowers(person.folder / "photos", 24)
     command = person.start(*FIT, "--trainer.devices", 2, "--trainer.max_epochs", 100_000, fresh=True)
     command.until(lambda: any(person.folder.rglob("last.ckpt")))
-    assert len(processes_of(command.pid)) == 2
+    assert len(processes_of(command.pid)) > 2  # with the workers of the loaders
     command.send(signal.SIGTERM)
     assert command.status(60) == 143, command.out
+    deadline = time.monotonic() + 10
+    while processes_of(command.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert processes_of(command.pid) == []
     assert "ended by SIGTERM" in command.out
     assert "Traceback" not in command.out

@@ -1,7 +1,5 @@
 """The last checkpoint: whatever validates when, its weights are those at the end."""
 
-import contextlib
-import os
 import shutil
 from datetime import timedelta
 from functools import partial
@@ -13,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from runs import images, loader, same_bits, snapshot, trainer
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from sslmodules import MoCo
@@ -236,22 +235,17 @@ class NoSpace(LastCheckpoint):
         raise RuntimeError
 
 
-def on_two_processes(folder, *callbacks):
-    pid = os.fork()  # a process of its own, since the strategy leaves its mark
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            fit(folder, *callbacks, max_epochs=1, interval=timedelta(0), strategy="ddp_fork", devices=2)
-        os._exit(0)
-    os.waitpid(pid, 0)
+TWO = {"strategy": "ddp_fork", "devices": 2}
 
 
 def test_two_processes_write_one_file(tmp_path):
-    on_two_processes(tmp_path)
+    fit(tmp_path, interval=timedelta(0), max_epochs=1, **TWO)
     assert saved(tmp_path)["global_step"] == 2
 
 
 def test_two_processes_say_alike_that_there_is_no_space(tmp_path):
-    on_two_processes(tmp_path, NoSpace(tmp_path))
+    with pytest.raises(ProcessRaisedException):
+        fit(tmp_path, NoSpace(tmp_path), max_epochs=1, **TWO)
     first, second = ((tmp_path / f"said-{rank}").read_text() for rank in (0, 1))
     assert first == second
     assert "bytes are needed and 7 bytes are free there" in first

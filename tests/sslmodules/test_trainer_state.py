@@ -25,7 +25,7 @@ def test_killed_once_or_twice_anywhere(case, tmp_path):
     for name, differing in kills(case, tmp_path, workers=0, pairs=5):
         assert not differing, name
         count += 1
-    assert count > 12
+    assert count > 10
 
 
 def test_a_real_kill_leaves_what_the_file_says(tmp_path):

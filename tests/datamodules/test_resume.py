@@ -81,7 +81,7 @@ def fit(data, callbacks=(), ckpt_path=None, **options):
 
 
 def plain(workers=0, val=True, drop_last=True):
-    images = TensorImages(numbered(), torch.zeros(SIZE))
+    images = TensorImages(numbered(), torch.zeros(SIZE, dtype=torch.long))
     return LabeledDataModule(
         images, val=images if val else None, batch_size=4, num_workers=workers, drop_last=drop_last
     )

@@ -43,8 +43,9 @@ class Launcher(_SubprocessScriptLauncher):
         self._done = threading.Event()
         if not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
+        if self.procs:  # of this call, or of an earlier one with the same Trainer
             threading.Thread(target=self._watch_children, daemon=True).start()
-        elif isinstance(self.cluster_environment, LightningEnvironment):
+        elif isinstance(self.cluster_environment, LightningEnvironment) and self.cluster_environment.local_rank() > 0:
             threading.Thread(target=self._watch_parent, args=(os.getppid(),), daemon=True).start()
         _set_num_threads_if_needed(self.num_processes)
         try:

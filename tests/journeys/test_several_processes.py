@@ -36,7 +36,7 @@ def test_the_table_measures_all_images_and_the_files_are_those_of_one_process(ne
     folder = newcomer.folder
     assert last_checkpoint(folder)[1]["global_step"] == 6
     assert len(list(folder.rglob("last.ckpt"))) == len(list(folder.rglob("best.ckpt"))) == 1
-    assert len(list(folder.rglob("config.yaml"))) == len(list(folder.rglob("events.out*"))) == 1
+    assert len(list(folder.rglob("config.yaml"))) == len(list(folder.rglob("results.json"))) == 1
     assert any(folder.rglob("pictures/*.png"))
 
 

@@ -85,3 +85,22 @@ def test_a_first_process_that_waits_for_one_that_has_failed_is_ended(monkeypatch
     Started(KILLED).launch(lambda: ended.wait(20))
     assert ended.is_set()
     assert "the process of device 1 was ended by SIGKILL" in capsys.readouterr().err
+
+
+def test_processes_of_an_earlier_call_are_watched_too(monkeypatch):
+    """As where ``trainer.validate`` follows on ``trainer.fit``."""
+    ended = threading.Event()
+    monkeypatch.setattr(processes, "_exit", lambda status: ended.set())
+    launcher = Started(WAITS)
+    launcher.launch(lambda: None)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # what Lightning sets when it has started the others
+    launcher.procs[0].kill()
+    launcher.launch(lambda: ended.wait(20))
+    assert ended.is_set()
+
+
+def test_a_single_process_is_not_bound_to_the_shell_that_started_it(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    watched = []
+    monkeypatch.setattr(Launcher, "_watch_parent", lambda *_: watched.append(1))
+    assert Launcher(LightningEnvironment(), num_processes=1, num_nodes=1).launch(lambda: time.sleep(0.2) or watched) == []

@@ -28,7 +28,7 @@ SMALLEST_BATCH = 16  # that a small training set is cut into
 BUDGET = {"tiny": 180, "small": 3_600}  # seconds that a run may take
 # Seconds of training on one item: by `tiny` on a CPU core, by `small` on a GPU.
 ITEM_SECONDS = {
-    "tiny": {"picture": 3.5e-3, "recording": 2e-2, "clip": 8e-2},
+    "tiny": {"picture": 3.5e-3, "recording": 1.2e-2, "clip": 8e-2},
     "small": {"picture": 5e-4, "recording": 3e-3, "clip": 2e-2},
 }
 PIXELS_A_SECOND = 4e8  # of large picture files that one core reads

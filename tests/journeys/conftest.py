@@ -1,5 +1,6 @@
 """What a person has: an empty folder and a shell."""
 
+import contextlib
 import json
 import os
 import signal
@@ -25,11 +26,19 @@ class Command:
         self.pid = pid
         self._out = out
         self._wait = wait
+        self._code: int | None = None
 
     @property
     def out(self) -> str:
         """All that it has printed so far, on either stream."""
         return self._out.read_text(errors="replace") if self._out.exists() else ""
+
+    def end(self) -> None:
+        """Kill what a failed test has left behind, with the processes that it started."""
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._code = self._wait()
 
     def send(self, number: int = signal.SIGKILL) -> None:
         """Send a signal to this process alone."""
@@ -47,10 +56,10 @@ class Command:
         """Wait for the end; one that does not come in time fails the test."""
         late = threading.Timer(seconds, lambda: os.killpg(self.pid, signal.SIGKILL))
         late.start()
-        code = self._wait()
+        self._code = self._wait()
         assert late.is_alive(), f"{self.args} did not end in {seconds} s\n{self.out}"
         late.cancel()
-        return code
+        return self._code
 
 
 class Person:
@@ -59,7 +68,7 @@ class Person:
     def __init__(self, folder: Path, forks: subprocess.Popen) -> None:
         self.folder = folder
         self._forks = forks
-        self._count = 0
+        self._commands: list[Command] = []
 
     def start(
         self, *args: object, fresh: bool = False, launcher: tuple[str, ...] = (), code: str = "", **env: str
@@ -74,8 +83,7 @@ class Person:
             env: further variables of the environment.
         """
         words = tuple(str(a) for a in args)
-        self._count += 1
-        out = self.folder.parent / f"{self.folder.name}-{self._count}.out"
+        out = self.folder.parent / f"{self.folder.name}-{len(self._commands)}.out"
         if fresh or launcher:
             line = [*(launcher or (sys.executable,)), "-m", "sslmodules", *words]
             with out.open("wb") as file:
@@ -88,10 +96,10 @@ class Person:
                     env={**os.environ, **QUICK, **env},
                     start_new_session=True,
                 )
-            return Command(self.folder, words, process.pid, out, process.wait)
+            return self._keep(Command(self.folder, words, process.pid, out, process.wait))
         start = {"cwd": str(self.folder), "args": words, "out": str(out), "env": {**QUICK, **env}, "code": code}
         pid = self._ask({"start": start})
-        return Command(self.folder, words, pid, out, lambda: self._ask({"wait": pid}))
+        return self._keep(Command(self.folder, words, pid, out, lambda: self._ask({"wait": pid})))
 
     def run(self, *args: object, status: int = 0, seconds: float = 180, **options: object) -> str:
         """Run ``sslmodules args`` to its end and return what it printed; any other exit status fails the test."""
@@ -99,6 +107,15 @@ class Person:
         code = command.status(seconds)
         assert code == status, f"sslmodules {' '.join(command.args)} ended with {code}, not {status}\n{command.out}"
         return command.out
+
+    def leave(self) -> None:
+        """End all that still runs."""
+        for command in self._commands:
+            command.end()
+
+    def _keep(self, command: Command) -> Command:
+        self._commands.append(command)
+        return command
 
     def _ask(self, request: dict) -> int:
         self._forks.stdin.write(json.dumps(request) + "\n")
@@ -122,14 +139,18 @@ def forks() -> Iterator[subprocess.Popen]:
 
 
 @pytest.fixture
-def person(tmp_path: Path, forks: subprocess.Popen) -> Person:
+def person(tmp_path: Path, forks: subprocess.Popen) -> Iterator[Person]:
     """Somebody in an empty folder."""
     folder = tmp_path / "home"
     folder.mkdir()
-    return Person(folder, forks)
+    somebody = Person(folder, forks)
+    yield somebody
+    somebody.leave()
 
 
 @pytest.fixture(scope="module")
-def newcomer(tmp_path_factory: pytest.TempPathFactory, forks: subprocess.Popen) -> Person:
+def newcomer(tmp_path_factory: pytest.TempPathFactory, forks: subprocess.Popen) -> Iterator[Person]:
     """Somebody whose folder lasts for all tests of a file, for what is trained once and used by many."""
-    return Person(tmp_path_factory.mktemp("home"), forks)
+    somebody = Person(tmp_path_factory.mktemp("home"), forks)
+    yield somebody
+    somebody.leave()

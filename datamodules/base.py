@@ -1,10 +1,12 @@
 """DataModules around any map-style dataset: exact order, sensible loaders, label fractions."""
 
 import os
+import signal
 import sys
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -193,7 +195,23 @@ class ImageDataModule(LightningDataModule):
             "persistent_workers": workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": as_it_is,
+            "worker_init_fn": start_worker,
         }
+
+
+def start_worker(number: int) -> None:
+    """Let a worker of a loader survive what is sent to all processes of a job: it ends when its loader does.
+
+    Ctrl-C in a terminal and the SIGTERM of a scheduler reach the workers too. Without them the process that trains
+    could not do the batches that are left until it can stop. A second SIGTERM ends a worker that hangs.
+
+    Args:
+        number: of the worker, from 0.
+    """
+    if int(os.environ.get("PL_SEED_WORKERS", 0)):  # Lightning seeds only those workers that have no function like this
+        pl_worker_init_function(number)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class UnlabeledDataModule(ImageDataModule):

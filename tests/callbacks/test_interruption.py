@@ -1,5 +1,6 @@
 """A run that is stopped in its middle and goes on ends as one that was never stopped."""
 
+import multiprocessing
 import os
 import signal
 from datetime import timedelta
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from runs import images, same_bits, snapshot, trainer
+from torch.utils.data import DataLoader
 
 from sslmodules import MoCo
 from sslmodules.callbacks import Interruption, LastCheckpoint, OnlineLinearProbe
@@ -170,17 +172,24 @@ def test_under_slurm_the_handler_that_requeues_stays(tmp_path, monkeypatch):
     assert "slurm" in str(seen[0].signal_handlers)
 
 
-def test_workers_of_a_loader_that_the_same_signal_ends_do_not_spoil_the_checkpoint(tmp_path):
-    """As when a scheduler sends SIGTERM to every process of a job."""
-    import multiprocessing
+def everybody():
+    """Send SIGTERM to this process and to the workers of its loaders, as a scheduler does."""
+    for process in [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]:
+        os.kill(process, signal.SIGTERM)
 
-    def everybody():
-        os.kill(os.getpid(), signal.SIGTERM)
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGTERM)
 
-    data = LabeledDataModule(images(20), batch_size=4, num_workers=2)
-    run = trainer(tmp_path, max_epochs=2, callbacks=[Interruption(), At("on_train_batch_start", 2, everybody)])
+def stopped_by_everybody(folder, at, data, **kwargs):
+    callbacks = [Interruption(), At("on_train_batch_start", at, everybody)]
     with pytest.raises(Interrupted) as error:
-        run.fit(MoCo(**TINY, queue_size=8), data)
-    assert torch.load(error.value.checkpoint, weights_only=True)["global_step"] == 2
+        trainer(folder, max_epochs=2, callbacks=callbacks, **kwargs).fit(MoCo(**TINY, queue_size=8), *data)
+    return torch.load(error.value.checkpoint, weights_only=True)["global_step"]
+
+
+def test_workers_of_a_loader_that_the_same_signal_ends_do_not_spoil_the_step(tmp_path):
+    """PyTorch raises a RuntimeError at their end, in the middle of whatever the process does."""
+    assert stopped_by_everybody(tmp_path, 2, [DataLoader(images(20), 4, num_workers=2)]) == 2
+
+
+def test_workers_of_our_loaders_live_on_to_the_end_of_an_accumulation(tmp_path):
+    data = LabeledDataModule(images(20), batch_size=1, num_workers=2)
+    assert stopped_by_everybody(tmp_path, 6, [data], accumulate_grad_batches=10) == 1

@@ -83,12 +83,12 @@ def processes_of(group):
     return found
 
 
-def test_sigterm_to_the_first_of_two_processes_ends_both_with_a_checkpoint(person):
+def test_a_scheduler_that_sends_sigterm_to_all_processes_of_a_job_ends_two_devices_with_a_checkpoint(person):
     flowers(person.folder / "photos", 24)
     command = person.start(*FIT, "--trainer.devices", 2, "--trainer.max_epochs", 100_000, fresh=True)
     command.until(lambda: any(person.folder.rglob("last.ckpt")))
     assert len(processes_of(command.pid)) > 2  # with the workers of the loaders
-    command.send(signal.SIGTERM)
+    os.killpg(command.pid, signal.SIGTERM)
     assert command.status(60) == 143, command.out
     deadline = time.monotonic() + 10
     while processes_of(command.pid) and time.monotonic() < deadline:

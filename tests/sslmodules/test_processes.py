@@ -103,6 +103,5 @@ def test_a_single_process_is_not_bound_to_the_shell_that_started_it(monkeypatch)
     monkeypatch.setenv("LOCAL_RANK", "0")
     watched = []
     monkeypatch.setattr(Launcher, "_watch_parent", lambda *_: watched.append(1))
-    assert (
-        Launcher(LightningEnvironment(), num_processes=1, num_nodes=1).launch(lambda: time.sleep(0.2) or watched) == []
-    )
+    launcher = Launcher(LightningEnvironment(), num_processes=1, num_nodes=1)
+    assert launcher.launch(lambda: time.sleep(0.2) or watched) == []

@@ -221,7 +221,7 @@ def test_every_method_has_a_map_of_a_frame(name):
         ({"mask": "wide.png"}, "the first mask is 48x24 px and frame 00000 is 40x24 px"),
         ({"baseline": None}, "pass --ckpt; without it there are --baseline identity"),
         ({"baseline": "untrained"}, "pass --ckpt; without it"),
-        ({"baseline": "untrained", "ckpt": "rgb.png"}, "rgb.png names no method that could be built anew"),
+        ({"baseline": "untrained", "ckpt": "rgb.png"}, "rgb.png cannot be read as tensors and plain values"),
         ({"baseline": None, "ckpt": "nothing.ckpt"}, "nothing.ckpt: there is no such file"),
         ({"out": "davis"}, "--out davis exists and is no empty folder"),
         ({"out": "davis/JPEGImages/480p/both/masks"}, "masks lies in --frames"),

@@ -247,12 +247,18 @@ def test_command_of_a_convolutional_encoder(folder, capsys):
     assert np.abs(found[rows, third : third + 18, 0] - 255 * by_hand.numpy()).max() <= 1
 
 
+def refused(capsys, *args, **options):
+    """What the command prints on stderr when it ends with status 1."""
+    with pytest.raises(SystemExit, match="^1$"):
+        run(*args, **options)
+    return capsys.readouterr().err
+
+
 def test_command_of_published_weights(folder, monkeypatch, capsys):
     export_weights(DINO(**TRANSFORMER, **CROPS).teacher_encoder, folder / "vit.safetensors")
     monkeypatch.setattr(sys, "argv", ["sslmodules"])
-    with pytest.raises(SystemExit):  # 24 wide: its heads do not show in the file
-        run(ckpt="vit.safetensors")
-    assert re.search("error: .*pass num_heads", capsys.readouterr().err)
+    said = refused(capsys, ckpt="vit.safetensors")
+    assert re.search("error: .*pass num_heads", said)  # 24 wide: its heads do not show in the file
     export_weights(Rotation("resnet18-cifar").encoder, folder / "resnet.pt")
     (folder / "photos/b/1.bmp").unlink()
     run("--size", "16", "--encoder", "resnet18-cifar", ckpt="resnet.pt")
@@ -278,9 +284,7 @@ def test_bad_input_gets_one_sentence(folder, options, sentence, capsys):
     (folder / "broken/a.png").write_bytes(b"none")
     saved(folder, DINO(**TRANSFORMER, **CROPS))
     given = [f"--{o}={options.pop(o)}" for o in ("size", "block") if o in options]
-    with pytest.raises(SystemExit):
-        run(*given, **options)
-    assert re.search(f"^sslmodules: error: .*{sentence}", capsys.readouterr().err, re.MULTILINE)
+    assert re.search(f"^sslmodules: error: .*{sentence}", refused(capsys, *given, **options), re.MULTILINE)
     assert not (folder / "out").exists()
 
 
@@ -288,7 +292,5 @@ def test_nothing_is_written_over(folder, capsys):
     saved(folder, Rotation("conv4", encoder_args={"widths": (4, 8)}))
     run("--size", "16")
     before = (folder / "out/a.png.png").read_bytes()
-    with pytest.raises(SystemExit):
-        run("--size", "24")
-    assert "a.png.png exists and would be written over; pass another --out" in capsys.readouterr().err
+    assert "a.png.png exists and would be written over; pass another --out" in refused(capsys, "--size", "24")
     assert (folder / "out/a.png.png").read_bytes() == before

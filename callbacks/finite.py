@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from sslmodules.distributed import all_gathered_objects, all_reduced, world_size
+from sslmodules.distributed import all_reduced, gather_objects, world_size
 
 NEVER = 2**62
 NAMED_FILES = 3  # of a batch, in the sentence; the error holds all
@@ -107,7 +107,7 @@ class FiniteLoss(Callback):
         self._read(trainer)
         # A step may ruin the weights without a loss that shows it. One of several classifiers may have diverged alone.
         bad = None if self._independent else first_not_finite(pl_module)
-        found = [name for name in all_gathered_objects(bad) if name is not None]
+        found = [name for name in gather_objects(bad) if name is not None]
         if found:
             epoch, step = trainer.current_epoch, trainer.global_step
             raise NotFiniteError(
@@ -129,7 +129,7 @@ class FiniteLoss(Callback):
             return
         # The same sentence on all processes, of one that met it first.
         own = None if bad is None or bad.number != -first else _described(trainer, bad)
-        sentence, files = next(found for found in all_gathered_objects(own) if found is not None)
+        sentence, files = next(found for found in gather_objects(own) if found is not None)
         if self.stop:
             raise NotFiniteError(f"{sentence}. {_advice(trainer)}", files)
         if not self._warned:

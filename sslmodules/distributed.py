@@ -91,12 +91,3 @@ def first_to_fail() -> bool:
         return store.compare_set("sslmodules/first_to_fail", "", str(rank())) == str(rank()).encode()
     except RuntimeError:  # the process that keeps the store has ended
         return False
-
-
-def all_gathered_objects(x: Any) -> list[Any]:
-    """``x`` of each rank, in the order of the ranks; anything that can be pickled. Waits for the device."""
-    if world_size() == 1:
-        return [x]
-    everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, x)
-    return everyone

@@ -21,6 +21,9 @@ class NotFiniteError(ValueError):
     Args:
         sentence: where it happened and what to do.
         files: all files of that batch, where the loader knows them.
+
+    >>> NotFiniteError("the loss is nan at batch 1", ("a.png", "b.png")).files
+    ('a.png', 'b.png')
     """
 
     def __init__(self, sentence: str, files: tuple[str, ...] = ()) -> None:

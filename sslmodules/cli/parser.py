@@ -26,14 +26,7 @@ COMMON = {
     "checkpoint": ["dirpath", "filename", "monitor", "mode", "save_top_k"],
     "last_checkpoint": ["train_time_interval"],
 }
-WRITERS = (
-    "boxes",
-    "embeddings",
-    "masks",
-    "predicted",
-    "predictions",
-    "projector",
-)  # callbacks that `predict` alone makes use of
+WRITERS = ("boxes", "embeddings", "masks", "predicted", "predictions", "projector")  # callbacks of `predict` alone
 SUBCLASSES = re.compile(r",\s*known\s+subclasses:.*(?=\))", re.DOTALL)
 
 
@@ -98,7 +91,8 @@ class TrainerParser(OneLineErrors, LightningArgumentParser):
             if action.dest.endswith(".help") or not action.option_strings or isinstance(action, _ActionConfigLoad):
                 continue
             group, _, name = action.dest.rpartition(".")
-            if name in COMMON.get(group, [name]) and (group in WRITERS) <= (self.command == "predict"):
+            serves = group in ("", "trainer") or (group in WRITERS) == (self.command == "predict")
+            if serves and name in COMMON.get(group, [name]):
                 groups.setdefault(group, []).append(action)
         for group, actions in sorted(groups.items()):
             lines += ["", *([f"{group}:"] if group else []), *(self._line(action) for action in actions)]

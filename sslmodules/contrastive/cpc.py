@@ -68,8 +68,8 @@ class CPC(SSLModule):
 
     >>> method = CPC(encoder_args={"widths": [16] * 5}, context_args={"dim": 8}, steps=3)
     >>> sounds = 2 * torch.rand(4, 1, 3200) - 1
-    >>> sorted(method.loss(method.make_views(sounds)))
-    ['features', 'loss', 'prediction_accuracy', 'prediction_accuracy_1', ..., 'prediction_accuracy_3']
+    >>> sorted(method.loss(method.make_views(sounds)))[:3]
+    ['features', 'loss', 'prediction_accuracy']
     >>> method(sounds).shape, method.frames(sounds).shape
     (torch.Size([4, 8]), torch.Size([4, 20, 8]))
     """

@@ -102,7 +102,8 @@ def test_trains_as_documented_with_probe_and_knn(name, tmp_path):
 
 @every_method
 def test_recipe_optimizer_and_schedule_train(name, tmp_path):
-    method, rates = built(name), []
+    warmup = built(name).warmup_epochs  # as typed: a default would become a tenth of this short run
+    method, rates = built(name, warmup_epochs=warmup), []
 
     class Note(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -221,11 +221,11 @@ def test_the_pictures_of_a_run_have_the_truth_beside_the_prediction(tmp_path):
     seen = []
 
     class Note(Pictures):
-        def _write(self, trainer, name, tiles):
-            seen.append((name, tuple(tiles.shape)))
+        def _write(self, trainer, log_dir, name, tiles):
+            seen.append((name, tuple(tiles.images.shape)))
 
     trainer(tmp_path, max_steps=1, callbacks=[Note(images=2)]).fit(built(), loader())
-    assert seen == [("segmentation", (2, 3, 3, 24, 24))]
+    assert seen == 2 * [("segmentation", (2, 3, 3, 24, 24))]  # at the start and at the end
 
 
 def test_a_run_that_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not(tmp_path):

@@ -203,7 +203,8 @@ def start_worker(number: int) -> None:
     """Let a worker of a loader survive what is sent to all processes of a job: it ends when its loader does.
 
     Ctrl-C in a terminal and the SIGTERM of a scheduler reach the workers too. Without them the process that trains
-    could not do the batches that are left until it can stop. A second SIGTERM ends a worker that hangs.
+    could not do the batches that are left until it can stop. A worker that is still there ten seconds after a SIGTERM
+    ends then: Python sends one to the workers that are left at its own end, and waits for them.
 
     Args:
         number: of the worker, from 0.
@@ -211,7 +212,12 @@ def start_worker(number: int) -> None:
     if int(os.environ.get("PL_SEED_WORKERS", 0)):  # Lightning seeds only those workers that have no function like this
         pl_worker_init_function(number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends a worker at once
+    signal.alarm(10)
 
 
 class UnlabeledDataModule(ImageDataModule):

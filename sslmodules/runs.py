@@ -6,7 +6,6 @@ This module does without torch, so that tables of runs are there at once.
 
 import itertools
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sslmodules.storage import atomic_write
 
 RUNS = "runs"
 CONFIG = "config.yaml"
@@ -136,15 +137,8 @@ def set_aside(run: str | Path, config: dict[str, Any]) -> None:
 def write_results(run: str | Path, results: dict[str, Any]) -> Path:
     """Write ``results.json`` of a run in one go, and return its path."""
     path = Path(run) / RESULTS
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            json.dump(results, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(json.dumps(results, indent=1).encode())
     return path
 
 

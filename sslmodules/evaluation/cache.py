@@ -16,8 +16,9 @@ from sslmodules.callbacks.features import labeled_part
 from sslmodules.datamodules.images import ImageSet
 from sslmodules.evaluation.base import Evaluation
 from sslmodules.evaluation.features import Features, evenly
-from sslmodules.evaluation.files import locked, replacing
+from sslmodules.evaluation.files import locked
 from sslmodules.module import SSLModule
+from sslmodules.storage import atomic_path
 
 SAMPLED = 32  # images of a data set that stand for all
 
@@ -62,7 +63,7 @@ def cached(path: Path, compute: Callable[[], Features]) -> Features:
             computed = compute()
             tensors = {f"stage_{n}": stage.contiguous() for n, stage in computed.stages.items()}
             tensors |= {"representation": computed.representation.contiguous(), "labels": computed.labels}
-            with replacing(path) as part:
+            with atomic_path(path) as part:
                 save_file(tensors, part)
             found = _read(path)
     assert found is not None

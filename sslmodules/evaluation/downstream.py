@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader
 
 from sslmodules.evaluation.base import Evaluation
 from sslmodules.evaluation.dense import DenseEvaluation
-from sslmodules.evaluation.files import replacing
 from sslmodules.evaluation.finetune import FineTune
 from sslmodules.evaluation.measures import SHOWN, Measures
+from sslmodules.storage import atomic_path
 from sslmodules.tiles import Tiles
 
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "devices": 1}
@@ -55,7 +55,7 @@ def supervised_encoder(measures: Measures, epochs: int, file: Path, seed: int) -
             )
             trainer = Trainer(**QUIET, max_epochs=epochs)
             trainer.fit(module, shuffled)
-        with replacing(file) as part:
+        with atomic_path(file) as part:
             trainer.save_checkpoint(part)
     return FineTune.load_from_checkpoint(file, map_location="cpu", weights_only=True)
 

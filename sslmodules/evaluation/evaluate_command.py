@@ -18,7 +18,7 @@ from sslmodules.evaluation.dense import DenseEvaluation
 from sslmodules.evaluation.detection import Detection
 from sslmodules.evaluation.downstream import QUIET, of_places, supervised_encoder
 from sslmodules.evaluation.features import evenly
-from sslmodules.evaluation.files import locked, replacing
+from sslmodules.evaluation.files import locked
 from sslmodules.evaluation.measures import SHOWN, LabeledImages, Measures, image_at, labeled_images
 from sslmodules.evaluation.report import RANDOM, SUPERVISED, html, markdown, plain_table, summary
 from sslmodules.evaluation.results import Results
@@ -27,6 +27,7 @@ from sslmodules.evaluation.segmentation import SemanticSegmentation
 from sslmodules.hyperparameters import class_path
 from sslmodules.loading import load
 from sslmodules.module import SSLModule
+from sslmodules.storage import atomic_path
 from sslmodules.tiles import Tiles, grid
 from sslmodules.views.corruptions import CORRUPTIONS
 
@@ -242,7 +243,7 @@ def _saved(name: str, drawn: Mapping[str, Tiles], folder: Path) -> dict[str, str
     for caption, tiles in drawn.items():
         files[caption] = "pictures/" + re.sub(r"\W+", "-", f"{name} {caption}") + ".png"
         (folder / "pictures").mkdir(exist_ok=True)
-        with replacing(folder / files[caption]) as part:
+        with atomic_path(folder / files[caption]) as part:
             save_image(grid(tiles), part, "png")
     return files
 

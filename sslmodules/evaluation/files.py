@@ -1,4 +1,4 @@
-"""Files that several processes write: one at a time, and whole or not at all."""
+"""Files that several processes write, one at a time."""
 
 import os
 from collections.abc import Iterator
@@ -34,14 +34,3 @@ def locked(path: Path) -> Iterator[None]:
         with suppress(AttributeError, OSError):
             fcntl.flock(held, fcntl.LOCK_UN)  # the workers of a loader have inherited it, and closing is not enough
         os.close(held)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write, of this process alone, which takes the place of ``path`` when it is whole."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

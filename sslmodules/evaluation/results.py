@@ -8,7 +8,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from sslmodules.evaluation.files import locked, replacing
+from sslmodules.evaluation.files import locked
+from sslmodules.storage import atomic_path
 
 
 class Results:
@@ -43,7 +44,7 @@ class Results:
         with locked(self.file):
             content = self._read()
             yield content
-            with replacing(self.file) as part:
+            with atomic_path(self.file) as part:
                 part.write_text(json.dumps(content, indent=1), encoding="utf-8")
             self.content = content
 
@@ -115,7 +116,7 @@ class Results:
             content["encoders"] = dict(entries)
             files = {self.folder / name: text for name, text in render(content).items()}
             for file, text in files.items():
-                with replacing(file) as part:
+                with atomic_path(file) as part:
                     part.write_text(text, encoding="utf-8")
         return list(files)
 

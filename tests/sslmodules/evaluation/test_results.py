@@ -11,8 +11,9 @@ import torch
 
 from sslmodules.evaluation.cache import cached
 from sslmodules.evaluation.features import Features
-from sslmodules.evaluation.files import locked, replacing
+from sslmodules.evaluation.files import locked
 from sslmodules.evaluation.results import Results
+from sslmodules.storage import atomic_path
 
 
 def in_processes(*tasks):
@@ -132,7 +133,7 @@ def test_a_broken_report_is_one_sentence_with_what_to_do(text, tmp_path):
 def test_a_file_that_is_not_finished_does_not_take_the_place_of_the_last_one(tmp_path):
     file = tmp_path / "report.md"
     file.write_text("whole")
-    with pytest.raises(KeyboardInterrupt), replacing(file) as part:
+    with pytest.raises(KeyboardInterrupt), atomic_path(file) as part:
         part.write_text("ha")
         raise KeyboardInterrupt
     assert file.read_text() == "whole"

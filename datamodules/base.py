@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -203,8 +204,8 @@ def start_worker(number: int) -> None:
     """Let a worker of a loader survive what is sent to all processes of a job: it ends when its loader does.
 
     Ctrl-C in a terminal and the SIGTERM of a scheduler reach the workers too. Without them the process that trains
-    could not do the batches that are left until it can stop. A worker that is still there ten seconds after a SIGTERM
-    ends then: Python sends one to the workers that are left at its own end, and waits for them.
+    could not do the batches that are left until it can stop. A SIGTERM of that process itself ends a worker at once,
+    and so does a second one of others. Where Python does not tell who has sent a signal (macOS, Windows), each does.
 
     Args:
         number: of the worker, from 0.
@@ -212,12 +213,15 @@ def start_worker(number: int) -> None:
     if int(os.environ.get("PL_SEED_WORKERS", 0)):  # Lightning seeds only those workers that have no function like this
         pl_worker_init_function(number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_sigterm, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_later(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends a worker at once
-    signal.alarm(10)
+def _wait_for_sigterm(parent: int) -> None:
+    if signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        signal.sigwaitinfo({signal.SIGTERM})
+    os._exit(0)  # a status that PyTorch takes for an end in good order
 
 
 class UnlabeledDataModule(ImageDataModule):

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 from datetime import timedelta
 
 import pytest
@@ -174,8 +175,8 @@ def test_under_slurm_the_handler_that_requeues_stays(tmp_path, monkeypatch):
 
 def everybody():
     """Send SIGTERM to this process and to the workers of its loaders, as a scheduler does."""
-    for process in [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]:
-        os.kill(process, signal.SIGTERM)
+    processes = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+    subprocess.run(["kill", "-TERM", *map(str, processes)], check=True)  # from outside of them
 
 
 def stopped_by_everybody(folder, at, data, **kwargs):
